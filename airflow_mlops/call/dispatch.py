@@ -1,0 +1,65 @@
+"""The one door from the light half of the package to the heavy one.
+
+`run` imports the module of the Call's stage, and with it pandas, scikit-learn, MLflow or Evidently; nothing before it
+does.
+"""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+from types import ModuleType
+
+from airflow_mlops.call.code import code_scope, unpack
+from airflow_mlops.call.store import Store
+from airflow_mlops.call.wire import Call, Outcome
+from airflow_mlops.errors import MlopsError
+from airflow_mlops.spec import stages as params
+
+log = logging.getLogger(__name__)
+
+STAGES: dict[str, type[params.StageParams]] = {
+    kind.stage: kind
+    for kind in (
+        params.Extract,
+        params.ValidateData,
+        params.Prepare,
+        params.Train,
+        params.Register,
+        params.Evaluate,
+        params.ValidateModel,
+        params.Promote,
+        params.BatchPredict,
+        params.Monitor,
+    )
+}
+"""Every stage by its kind."""
+
+ONCE = frozenset({"train"})
+"""Stages that an equal Call never runs again. The others are cheap, or idempotent by what they write to."""
+
+
+def _module(stage: str) -> ModuleType:
+    if stage not in STAGES:
+        raise MlopsError(f"there is no stage {stage!r}", allowed=", ".join(STAGES))
+    return import_module(f"airflow_mlops.stages.{stage}")
+
+
+def run(call: Call) -> Outcome:
+    """Run a Call here and now, and keep its Outcome in the store.
+
+    Raises:
+        MlopsError: when the stage could not be done; its ``retryable`` says whether to try again.
+    """
+    try:
+        store = Store(call.store)
+        if call.stage in ONCE and (earlier := store.read_outcome(call)) is not None:
+            log.info("%s: an earlier try of this run has done it; its outcome is used", call.where)
+            return earlier
+        stage = _module(call.stage)
+        with code_scope(unpack(call.code, store) if call.code else None):
+            outcome: Outcome = stage.run(call, STAGES[call.stage].model_validate(call.params), store)
+        store.write_outcome(outcome)
+    except MlopsError as error:
+        raise error.at(call.where) from error.__cause__
+    return outcome

@@ -1,0 +1,1 @@
+"""What moved: profiles, statistics, and the decision whether a window has drifted. No Airflow."""

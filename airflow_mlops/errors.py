@@ -1,0 +1,137 @@
+"""Every error this package raises on purpose.
+
+    MlopsError
+    ├── DeclarationError            the YAML or Python declaration is wrong; carries every problem at once
+    ├── CodeError                   the user's code does not import, breaks its contract, or raised
+    ├── DataError                   the data cannot be used
+    │   ├── DataNotFoundError       no data where the declaration says, or an empty window
+    │   └── SchemaError             a column is gone, of another type, or breaks a hard rule
+    ├── GateError                   a gate could not be computed (a *failed* gate is a verdict, not an error)
+    ├── RegistryError               the model registry refused
+    │   ├── ModelNotFoundError      no such model, version or champion
+    │   ├── PromotionConflictError  the champion moved after the gate had judged
+    │   └── RegistryUnreachableError   (worth a retry)
+    ├── StoreError                  an artifact is missing or is not what its digest says
+    │   └── StoreUnreachableError   (worth a retry)
+    └── BackendError                a job could not be carried
+        ├── JobCancelledError
+        └── JobLostError            (worth a retry)
+
+An error that a retry can mend says so by ``retryable``; operators fail at once on every other one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class MlopsError(Exception):
+    """The base of the tree.
+
+    Args:
+        what: what is wrong, a clause without a full stop.
+        where: where: ``file:line``, pipeline, stage, column; whatever the raiser knows.
+        allowed: what would have been right.
+        fix: what to do next, an imperative.
+    """
+
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self, what: str, *, where: str | None = None, allowed: str | None = None, fix: str | None = None
+    ) -> None:
+        super().__init__(what)
+        self.what, self.where, self.allowed, self.fix = what, where, allowed, fix
+
+    def at(self, where: str) -> MlopsError:
+        """Say where it happened, unless the raiser knew better; return the same error."""
+        self.where = self.where or where
+        return self
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        if self.allowed:
+            text += f"; allowed: {self.allowed}"
+        if self.fix:
+            text += f"; try: {self.fix}"
+        return text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.__dict__.copy(), self.args)
+
+
+def _rebuild(kind: type[MlopsError], state: dict[str, Any], args: tuple[Any, ...]) -> MlopsError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class DeclarationError(MlopsError):
+    """A declaration that cannot be used. ``problems`` holds one line for each mistake, all of them."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class CodeError(MlopsError):
+    """The user's code does not import, breaks its contract, or raised."""
+
+
+class DataError(MlopsError):
+    """The data cannot be used."""
+
+
+class DataNotFoundError(DataError):
+    """No data where the declaration says, or an empty window."""
+
+
+class SchemaError(DataError):
+    """A column is gone, of another type, or breaks a hard rule of the schema."""
+
+
+class GateError(MlopsError):
+    """A gate could not be computed. A failed gate is a verdict, not an error."""
+
+
+class RegistryError(MlopsError):
+    """The model registry refused."""
+
+
+class ModelNotFoundError(RegistryError):
+    """No such model, version or champion."""
+
+
+class PromotionConflictError(RegistryError):
+    """The champion moved after the gate had judged against it."""
+
+
+class RegistryUnreachableError(RegistryError):
+    """The registry does not answer."""
+
+    retryable = True
+
+
+class StoreError(MlopsError):
+    """An artifact is missing or is not what its digest says."""
+
+
+class StoreUnreachableError(StoreError):
+    """The store does not answer."""
+
+    retryable = True
+
+
+class BackendError(MlopsError):
+    """A job could not be carried."""
+
+
+class JobCancelledError(BackendError):
+    """The job was cancelled."""
+
+
+class JobLostError(BackendError):
+    """The job was submitted and can no longer be found."""
+
+    retryable = True

@@ -1,0 +1,364 @@
+"""The few things the product asks of MLflow's tracking server and registry.
+
+Over http the REST API is called directly: ``import mlflow`` costs three to four CPU seconds and 170 MB, which every
+registry-only task of every run would pay to do a few requests. Every other tracking URI (``sqlite:``, a folder) goes
+through MLflow's own client. Versions are strings everywhere: MLflow gives ``int`` from one store and ``str`` from another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from airflow_mlops.errors import ModelNotFoundError, RegistryError, RegistryUnreachableError
+
+TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+_DEFAULT_TIMEOUT = "30"
+
+
+class Version(NamedTuple):
+    """A registered model's version."""
+
+    model: str
+    version: str
+    source: str
+    run_id: str
+    tags: dict[str, str]
+
+
+class MlflowApi(Protocol):
+    """What a registry is asked."""
+
+    def experiment_id(self, name: str) -> str:
+        """The experiment's id; it is made when it is not there."""
+
+    def find_run(self, experiment_id: str, tag: str, value: str) -> str | None:
+        """The oldest run that has the tag, or None."""
+
+    def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
+        """Start a run; return its id."""
+
+    def end_run(self, run_id: str, status: str) -> None:
+        """Set a run's status: ``FINISHED`` or ``FAILED``."""
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Log numbers, params and tags in one request."""
+
+    def create_model(self, name: str) -> None:
+        """Make the registered model; nothing happens when it is there."""
+
+    def versions_of_run(self, model: str, run_id: str) -> list[Version]:
+        """The versions that a run has registered, oldest first."""
+
+    def create_version(self, model: str, source: str, run_id: str, tags: Mapping[str, str]) -> Version:
+        """Register a version of a logged model ``models:/m-...``."""
+
+    def version(self, model: str, version: str) -> Version:
+        """One version."""
+
+    def tag_version(self, model: str, version: str, tags: Mapping[str, str]) -> None:
+        """Tag a version."""
+
+    def describe_version(self, model: str, version: str, text: str) -> None:
+        """Set a version's description."""
+
+    def aliases(self, model: str) -> dict[str, str]:
+        """The model's aliases and the versions they name; none for an unknown model."""
+
+    def set_alias(self, model: str, alias: str, version: str | None) -> None:
+        """Let an alias name a version, or remove it."""
+
+
+def mlflow_api(uri: str) -> MlflowApi:
+    """The registry at a tracking URI."""
+    return _Rest(uri) if uri.startswith(("http://", "https://")) else _Client(uri)
+
+
+def _filter_value(value: str) -> str:
+    return "'" + value.replace("'", "\\'") + "'"
+
+
+class _Rest:
+    def __init__(self, uri: str) -> None:
+        import requests
+
+        self.base = uri.rstrip("/")
+        self.session = requests.Session()
+        # Proxies of the environment are honoured except for loopback, which requests does not exempt by itself.
+        if "://127.0.0.1" in self.base or "://localhost" in self.base:
+            self.session.trust_env = False
+        token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+        if token:
+            self.session.headers["Authorization"] = f"Bearer {token}"
+        elif user:
+            self.session.auth = (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
+        self.timeout = float(os.environ.get(TIMEOUT_VARIABLE, _DEFAULT_TIMEOUT))
+
+    def _ask(self, method: str, endpoint: str, accept: tuple[str, ...] = (), **body: Any) -> dict[str, Any]:
+        """Do one request. Error codes in ``accept`` give an empty answer instead of an error."""
+        import requests
+
+        url = f"{self.base}/api/2.0/mlflow/{endpoint}"
+        content = {"params": body} if method == "GET" else {"json": body}
+        try:
+            answer = self.session.request(method, url, timeout=self.timeout, **content)
+        except requests.RequestException as error:
+            raise RegistryUnreachableError(
+                f"MLflow at {self.base} does not answer: {type(error).__name__}",
+                fix="start the server, or correct the connection's host",
+            ) from error
+        if answer.ok:
+            value: dict[str, Any] = answer.json()
+            return value
+        try:
+            problem = answer.json()
+        except ValueError:
+            problem = {}
+        code, text = problem.get("error_code", str(answer.status_code)), problem.get("message", answer.text[:200])
+        if code in accept:
+            return {}
+        if answer.status_code in (401, 403):
+            raise RegistryError(
+                f"MLflow at {self.base} refuses the credentials (HTTP {answer.status_code})",
+                fix="correct login and password of the connection",
+            )
+        if answer.status_code >= 500 or answer.status_code == 429:
+            raise RegistryUnreachableError(f"MLflow at {self.base} failed on {endpoint}: {code}: {text}")
+        if code == "RESOURCE_DOES_NOT_EXIST":
+            raise ModelNotFoundError(f"MLflow at {self.base}: {text}")
+        raise RegistryError(f"MLflow at {self.base} refused {endpoint}: {code}: {text}")
+
+    def experiment_id(self, name: str) -> str:
+        missing = ("RESOURCE_DOES_NOT_EXIST",)
+        found = self._ask("GET", "experiments/get-by-name", accept=missing, experiment_name=name)
+        if not found:
+            made = self._ask("POST", "experiments/create", accept=("RESOURCE_ALREADY_EXISTS",), name=name)
+            if made:
+                return str(made["experiment_id"])
+            found = self._ask("GET", "experiments/get-by-name", experiment_name=name)
+        experiment = found["experiment"]
+        if experiment.get("lifecycle_stage") == "deleted":
+            raise RegistryError(f"the experiment {name!r} was deleted in MLflow", fix=f"restore it: mlflow gc, or "
+                                f"mlflow experiments restore --experiment-id {experiment['experiment_id']}")
+        return str(experiment["experiment_id"])
+
+    def find_run(self, experiment_id: str, tag: str, value: str) -> str | None:
+        answer = self._ask(
+            "POST",
+            "runs/search",
+            experiment_ids=[experiment_id],
+            filter=f'tags."{tag}" = {_filter_value(value)}',
+            order_by=["attributes.start_time ASC"],
+            max_results=1,
+        )
+        runs = answer.get("runs", [])
+        return str(runs[0]["info"]["run_id"]) if runs else None
+
+    def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
+        import time
+
+        answer = self._ask(
+            "POST",
+            "runs/create",
+            experiment_id=experiment_id,
+            run_name=name,
+            start_time=int(time.time() * 1000),
+            tags=_pairs(tags),
+        )
+        return str(answer["run"]["info"]["run_id"])
+
+    def end_run(self, run_id: str, status: str) -> None:
+        import time
+
+        self._ask("POST", "runs/update", run_id=run_id, status=status, end_time=int(time.time() * 1000))
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        import time
+
+        now = int(time.time() * 1000)
+        self._ask(
+            "POST",
+            "runs/log-batch",
+            run_id=run_id,
+            metrics=[
+                {"key": key, "value": value, "timestamp": now, "step": 0} for key, value in (metrics or {}).items()
+            ],
+            params=_pairs(params or {}),
+            tags=_pairs(tags or {}),
+        )
+
+    def create_model(self, name: str) -> None:
+        self._ask("POST", "registered-models/create", accept=("RESOURCE_ALREADY_EXISTS",), name=name)
+
+    def versions_of_run(self, model: str, run_id: str) -> list[Version]:
+        answer = self._ask(
+            "GET",
+            "model-versions/search",
+            filter=f"name = {_filter_value(model)} and run_id = {_filter_value(run_id)}",
+            max_results=100,
+        )
+        return sorted((_rest_version(each) for each in answer.get("model_versions", [])), key=lambda v: int(v.version))
+
+    def create_version(self, model: str, source: str, run_id: str, tags: Mapping[str, str]) -> Version:
+        answer = self._ask(
+            "POST",
+            "model-versions/create",
+            name=model,
+            source=source,
+            run_id=run_id,
+            model_id=source.removeprefix("models:/"),
+            tags=_pairs(tags),
+        )
+        return _rest_version(answer["model_version"])
+
+    def version(self, model: str, version: str) -> Version:
+        answer = self._ask("GET", "model-versions/get", name=model, version=version)
+        return _rest_version(answer["model_version"])
+
+    def tag_version(self, model: str, version: str, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            self._ask("POST", "model-versions/set-tag", name=model, version=version, key=key, value=value)
+
+    def describe_version(self, model: str, version: str, text: str) -> None:
+        self._ask("PATCH", "model-versions/update", name=model, version=version, description=text)
+
+    def aliases(self, model: str) -> dict[str, str]:
+        answer = self._ask("GET", "registered-models/get", accept=("RESOURCE_DOES_NOT_EXIST",), name=model)
+        found = answer.get("registered_model", {}).get("aliases", [])
+        return {each["alias"]: str(each["version"]) for each in found}
+
+    def set_alias(self, model: str, alias: str, version: str | None) -> None:
+        if version is None:
+            missing = ("RESOURCE_DOES_NOT_EXIST",)
+            self._ask("DELETE", "registered-models/alias", accept=missing, name=model, alias=alias)
+        else:
+            self._ask("POST", "registered-models/alias", name=model, alias=alias, version=version)
+
+
+def _pairs(values: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"key": key, "value": value} for key, value in values.items()]
+
+
+def _rest_version(value: Mapping[str, Any]) -> Version:
+    tags = {each["key"]: each["value"] for each in value.get("tags", [])}
+    return Version(value["name"], str(value["version"]), value.get("source", ""), value.get("run_id", ""), tags)
+
+
+class _Client:
+    """MLflow's own client, for tracking URIs that have no server."""
+
+    def __init__(self, uri: str) -> None:
+        from mlflow.tracking import MlflowClient
+
+        self.uri = uri
+        try:
+            self.client = MlflowClient(uri, uri)
+        except Exception as error:
+            raise RegistryError(f"the tracking URI {uri} cannot be used: {error}") from error
+
+    def experiment_id(self, name: str) -> str:
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            # Left alone, MLflow would put artifacts under whatever folder the process happens to run in.
+            beside = None
+            if self.uri.startswith("sqlite:///"):
+                beside = str(Path(self.uri.removeprefix("sqlite:///")).absolute().parent / "mlflow-artifacts")
+            return str(self.client.create_experiment(name, artifact_location=beside))
+        return str(found.experiment_id)
+
+    def find_run(self, experiment_id: str, tag: str, value: str) -> str | None:
+        runs = self.client.search_runs(
+            [experiment_id],
+            f'tags."{tag}" = {_filter_value(value)}',
+            order_by=["attributes.start_time ASC"],
+            max_results=1,
+        )
+        return str(runs[0].info.run_id) if runs else None
+
+    def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
+        return str(self.client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
+
+    def end_run(self, run_id: str, status: str) -> None:
+        self.client.set_terminated(run_id, status)
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        import time
+
+        from mlflow.entities import Metric, Param, RunTag
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(
+            run_id,
+            metrics=[Metric(key, value, now, 0) for key, value in (metrics or {}).items()],
+            params=[Param(key, value) for key, value in (params or {}).items()],
+            tags=[RunTag(key, value) for key, value in (tags or {}).items()],
+        )
+
+    def create_model(self, name: str) -> None:
+        if not self.client.search_registered_models(f"name = {_filter_value(name)}"):
+            self.client.create_registered_model(name)
+
+    def versions_of_run(self, model: str, run_id: str) -> list[Version]:
+        found = self.client.search_model_versions(
+            f"name = {_filter_value(model)} and run_id = {_filter_value(run_id)}"
+        )
+        return sorted((_client_version(each) for each in found), key=lambda v: int(v.version))
+
+    def create_version(self, model: str, source: str, run_id: str, tags: Mapping[str, str]) -> Version:
+        made = self.client.create_model_version(
+            model, source, run_id=run_id, tags=dict(tags), model_id=source.removeprefix("models:/")
+        )
+        return _client_version(made)
+
+    def version(self, model: str, version: str) -> Version:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return _client_version(self.client.get_model_version(model, version))
+        except MlflowException as error:
+            raise ModelNotFoundError(f"MLflow at {self.uri}: {error}") from error
+
+    def tag_version(self, model: str, version: str, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            self.client.set_model_version_tag(model, version, key, value)
+
+    def describe_version(self, model: str, version: str, text: str) -> None:
+        self.client.update_model_version(model, version, description=text)
+
+    def aliases(self, model: str) -> dict[str, str]:
+        found = self.client.search_registered_models(f"name = {_filter_value(model)}")
+        return {alias: str(version) for alias, version in found[0].aliases.items()} if found else {}
+
+    def set_alias(self, model: str, alias: str, version: str | None) -> None:
+        if version is None:
+            self.client.delete_registered_model_alias(model, alias)
+        else:
+            self.client.set_registered_model_alias(model, alias, version)
+
+
+def _client_version(value: Any) -> Version:
+    return Version(value.name, str(value.version), value.source or "", value.run_id or "", dict(value.tags))

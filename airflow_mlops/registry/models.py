@@ -1,0 +1,100 @@
+"""The model registry as the product sees it: runs found again, versions made once, aliases that follow the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from airflow_mlops.call.store import Store
+from airflow_mlops.call.wire import Call, RegistryRef
+from airflow_mlops.errors import ModelNotFoundError, RegistryError
+from airflow_mlops.registry.ledger import Ledger
+from airflow_mlops.registry.mlflow_api import Version, mlflow_api
+
+RUN_TAG = "mlops.run"
+MODEL_DIGEST_TAG = "mlops.model_digest"
+NOTE_TAG = "mlflow.note.content"
+
+
+class ModelRegistry:
+    """MLflow's registry and the ledger of one model, together."""
+
+    def __init__(self, ref: RegistryRef, store: Store) -> None:
+        self.ref = ref
+        self.api = mlflow_api(ref.uri)
+        self.ledger = Ledger(store, ref.model)
+
+    @classmethod
+    def of(cls, call: Call, store: Store) -> ModelRegistry:
+        """The registry that a Call names.
+
+        Raises:
+            RegistryError: when it names none.
+        """
+        if call.registry is None:
+            raise RegistryError("the stage needs a registry and was given none", fix="name the connection: registry")
+        return cls(call.registry, store)
+
+    def run_of(self, call: Call, *, suffix: str = "", tags: Mapping[str, str] | None = None) -> str:
+        """The MLflow run of a pipeline run, found again by its tag or made.
+
+        Two tries of one task follow one another, so one run is made; should two ever race, both use the older one.
+        """
+        experiment = self.api.experiment_id(self.ref.experiment)
+        identity = call.run_identity + suffix
+        found = self.api.find_run(experiment, RUN_TAG, identity)
+        if found is None:
+            self.api.create_run(experiment, call.run, {RUN_TAG: identity, **(tags or {})})
+            found = self.api.find_run(experiment, RUN_TAG, identity)
+        if found is None:
+            raise RegistryError(f"MLflow at {self.ref.uri} does not find the run that was just made")
+        return found
+
+    def register(self, source: str, run_id: str, digest: str, tags: Mapping[str, str]) -> Version:
+        """Make a logged model a version, or find the version that it is already."""
+        for version in self.api.versions_of_run(self.ref.model, run_id):
+            if version.tags.get(MODEL_DIGEST_TAG) == digest:
+                return version
+        self.api.create_model(self.ref.model)
+        return self.api.create_version(self.ref.model, source, run_id, {MODEL_DIGEST_TAG: digest, **tags})
+
+    def champion(self) -> Version | None:
+        """The champion, by the ledger."""
+        version = self.ledger.champion()
+        return self.api.version(self.ref.model, version) if version else None
+
+    def need_champion(self) -> Version:
+        """The champion.
+
+        Raises:
+            ModelNotFoundError: when nothing was promoted yet.
+        """
+        champion = self.champion()
+        if champion is None:
+            raise ModelNotFoundError(
+                f"{self.ref.model!r} has no champion yet", fix="train one, and let it pass its gate"
+            )
+        return champion
+
+    def set_challenger(self, version: str) -> None:
+        """Name the version that has passed its gate."""
+        self.api.set_alias(self.ref.model, "challenger", version)
+
+    def project(self) -> dict[str, str]:
+        """Make the aliases say what the ledger says; return them."""
+        wanted = {"champion": self.ledger.champion(), "previous": self.ledger.previous()}
+        there = self.api.aliases(self.ref.model)
+        if there.get("challenger") == wanted["champion"]:
+            wanted["challenger"] = None
+        for alias, version in wanted.items():
+            if there.get(alias) != version:
+                self.api.set_alias(self.ref.model, alias, version)
+        return self.api.aliases(self.ref.model)
+
+    def run_url(self, run_id: str, artifact: str | None = None) -> str | None:
+        """Where a browser sees a run, or one of its artifacts; None where MLflow has no server."""
+        base = self.ref.ui_url or self.ref.uri
+        if not base.startswith(("http://", "https://")):
+            return None
+        experiment = self.api.experiment_id(self.ref.experiment)
+        path = f"/artifacts/{artifact}" if artifact else ""
+        return f"{base.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}{path}"

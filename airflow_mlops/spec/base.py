@@ -1,0 +1,74 @@
+"""The vocabulary the declaration is made of: frozen sections and the few types that YAML lacks."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StringConstraints, WithJsonSchema
+
+_DURATION = re.compile(r"(\d+)\s*([smhdw])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+class Section(BaseModel):
+    """A part of the declaration: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True)
+
+
+def parse_duration(value: Any) -> Any:
+    """Read ``90s``, ``15m``, ``24h``, ``14d``, ``2w`` or a sum such as ``1d 12h``; pass a ``timedelta`` through."""
+    if isinstance(value, timedelta):
+        return value
+    if isinstance(value, str):
+        text = value.strip()
+        parts = _DURATION.findall(text)
+        if parts and not _DURATION.sub("", text).strip():
+            total = timedelta()
+            for number, unit in parts:
+                total += timedelta(**{_UNITS[unit]: int(number)})
+            return total
+    raise ValueError(f"{value!r} is not a duration; write a number and a unit: 90s, 15m, 24h, 14d, 2w")
+
+
+def format_duration(value: timedelta) -> str:
+    """Write a duration so that `parse_duration` reads it back."""
+    seconds = int(value.total_seconds())
+    parts = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, seconds = divmod(seconds, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return " ".join(parts) or "0s"
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(parse_duration),
+    PlainSerializer(format_duration, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": r"^(\d+\s*[smhdw]\s*)+$", "examples": ["24h", "14d"]}),
+]
+"""A length of time, written ``24h`` or ``14d``."""
+
+Callable = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"),
+    Field(examples=["churn.features:build"]),
+]
+"""A function of the pipeline's own code, written ``package.module:function``."""
+
+Estimator = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*$"),
+    Field(examples=["sklearn.ensemble.HistGradientBoostingClassifier"]),
+]
+"""The path of an estimator class with scikit-learn's interface."""
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+"""One name or a list of names."""

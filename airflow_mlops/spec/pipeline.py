@@ -1,0 +1,254 @@
+"""The declaration of a pipeline. Every default is the one an experienced team would choose."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from importlib import import_module
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from airflow_mlops.spec.base import Callable, Duration, Estimator, Names, Section
+from airflow_mlops.spec.metrics import Task
+from airflow_mlops.spec.window import Grain, grain_of
+
+API_VERSION = "airflow-mlops/v1"
+
+
+class Windows(Section):
+    """Which windows a stage reads."""
+
+    last: int = Field(1, ge=1)
+    """How many windows, the run's own being the newest."""
+
+
+class Data(Section):
+    """Where the rows come from and what their columns mean."""
+
+    source: str = Field(min_length=1, examples=["data/{window}.parquet"])
+    """A Parquet or CSV file, as a path relative to the declaration or any fsspec URI. ``{window}`` stands for the
+    window's key; ``*`` matches within a folder."""
+    target: str
+    """The column to predict."""
+    time: str | None = None
+    """The column that says when a row happened; rows outside the window are left out."""
+    key: Names = ()
+    """Columns that identify a row; they are never features."""
+    drop: Names = ()
+    """Columns that are never features and are not watched for drift."""
+    window: Grain | None = None
+    """The calendar piece that ``{window}`` steps by. Default: that of ``schedule`` if it is a preset, else ``day``."""
+    format: Literal["parquet", "csv"] | None = None
+    """The file format. Default: from the file's suffix."""
+    schema_file: str | None = Field(None, alias="schema")
+    """The file of the reviewed data schema, made by ``airflow-mlops schema infer``."""
+
+    @property
+    def windowed(self) -> bool:
+        """Whether the data comes in windows at all."""
+        return "{window}" in self.source or self.time is not None
+
+
+class Split(Section):
+    """How test rows are set apart, before anything is fitted."""
+
+    by: Literal["time", "group", "random"] | None = None
+    """``time`` holds out the newest rows, ``group`` whole groups, ``random`` single rows.
+    Default: ``time`` if ``data.time`` is declared, else ``random``."""
+    test: float = Field(0.2, gt=0, lt=1)
+    """The share of rows (of groups) held out."""
+    group: str | None = None
+    """The column that names the group, for ``by: group``."""
+
+
+class Prepare(Section):
+    """Features and preprocessing. Both travel with the model, so it takes raw rows wherever it is loaded."""
+
+    features: Callable | None = None
+    """A stateless function from frame to frame, the same in training and in serving. Default: the raw columns."""
+    preprocess: Callable | None = None
+    """A function without arguments that returns an unfitted scikit-learn transformer, fitted on training rows only.
+    Default where ``features`` is not given either: median and scale for numbers, one-hot for categories."""
+    split: Split = Split()
+    """How test rows are set apart."""
+
+
+class Train(Section):
+    """The model. Exactly one of ``estimator`` and ``function``."""
+
+    estimator: Estimator | None = None
+    """The path of an estimator class with scikit-learn's interface."""
+    function: Callable | None = None
+    """``(X: DataFrame, y: Series, params: dict) -> fitted model``, called on features of the training rows."""
+    params: dict[str, Any] = {}
+    """The estimator's arguments, or what the function gets as ``params``."""
+    windows: Windows = Windows()
+    """Which windows training reads."""
+    seed: int = 0
+    """The random state, for the split and for an estimator that takes ``random_state``."""
+    serialization: Literal["skops", "cloudpickle"] = "skops"
+    """How the model is written. ``skops`` runs no code when the model is loaded; ``cloudpickle`` does."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Train:
+        if (self.estimator is None) == (self.function is None):
+            raise ValueError("give exactly one of 'estimator' and 'function'")
+        return self
+
+
+class Evaluate(Section):
+    """What is measured on the held-out rows."""
+
+    metrics: Names = ()
+    """The metrics; the first is the primary one. Default: the usual ones of the task."""
+    slices: Names = ()
+    """Raw columns whose every value is also measured by itself."""
+    plots: bool = True
+    """Whether to draw ROC, precision-recall, confusion or residual plots."""
+
+
+class VersusChampion(Section):
+    """The comparison with the champion, on held-out rows that neither model trained on."""
+
+    metric: str | None = None
+    """The metric compared. Default: the primary one."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """The confidence of the paired bootstrap's one-sided bound."""
+    margin: float = Field(0.0, ge=0)
+    """By how much the challenger may be worse and still pass. ``0``: it must be better."""
+    resamples: int = Field(1000, ge=200, le=100_000)
+    """Bootstrap resamples."""
+    min_rows: int = Field(200, ge=10)
+    """Fewer comparable rows than this decide nothing, and the champion stays."""
+
+
+class ValidateModel(Section):
+    """The gate. A model that does not pass changes nothing."""
+
+    min: dict[str, float] = {}
+    """The least value of a metric where more is better."""
+    max: dict[str, float] = {}
+    """The greatest value of a metric where less is better."""
+    versus_champion: VersusChampion | None = VersusChampion()
+    """The comparison with the champion; ``null`` compares with the absolute limits only."""
+
+
+class DataDrift(Section):
+    """When a window counts as drifted from the champion's reference."""
+
+    false_alarm_rate: float = Field(0.01, gt=0, lt=0.5)
+    """The chance of an alarm on a window without drift, over all columns together (Bonferroni)."""
+    min_effect: float = Field(0.1, ge=0)
+    """How far a column must move to count, whatever its p-value: normed Wasserstein distance for numbers,
+    Jensen-Shannon distance for categories."""
+    min_rows: int = Field(200, ge=20)
+    """Fewer rows than this decide nothing."""
+    columns: Names = ()
+    """The columns watched. Default: every raw feature column."""
+
+
+class Monitor(Section):
+    """How the champion is watched."""
+
+    schedule: str | None = None
+    """When the monitor DAG runs: a cron expression, a preset, or ``@continuous`` to judge each window as it arrives."""
+    windows: Windows = Windows()
+    """Which windows are judged together."""
+    data_drift: DataDrift = DataDrift()
+    """When a window counts as drifted."""
+    poll: Duration = timedelta(seconds=60)
+    """How often to look whether the window's data is there."""
+    timeout: Duration = timedelta(days=7)
+    """How long to wait for the window's data."""
+
+
+class ModelTrigger(Section):
+    """Retrain when another pipeline has promoted a model."""
+
+    model: str
+    """The other pipeline's name."""
+
+
+class Retrain(Section):
+    """What starts a training besides the schedule and a person."""
+
+    mode: Literal["auto", "observe"] = "auto"
+    """``auto`` requests a retraining on drift; ``observe`` only records the verdict."""
+    triggers: tuple[Literal["drift"] | ModelTrigger, ...] = ("drift",)
+    """``drift``, and ``{model: NAME}`` for another pipeline's promotions."""
+    cooldown: Duration = timedelta(0)
+    """How long after a promotion or rejection no drift requests a retraining."""
+
+
+class Predict(Section):
+    """Batch prediction with the champion."""
+
+    schedule: str | None = None
+    """When the predict DAG runs. Default: by hand, or when a team's own DAG asks."""
+    output: str | None = None
+    """Where predictions go, as a folder. Default: ``predictions/<name>`` in the store."""
+
+
+class Pipeline(Section):
+    """One pipeline, one model. Only ``name``, ``data`` and ``train`` are required."""
+
+    api_version: Literal["airflow-mlops/v1"] = Field("airflow-mlops/v1", alias="apiVersion")
+    """The version of this format."""
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,99}$")
+    """The pipeline's name; its DAGs, experiment and registered model go by it."""
+    description: str = ""
+    """What the model is for, in Markdown."""
+    owner: str = "mlops"
+    """Who answers for it, as Airflow shows it."""
+    tags: Names = ()
+    """Further tags of its DAGs."""
+    schedule: str | None = None
+    """When training runs: a cron expression or a preset. Default: by hand and by retrain requests."""
+    task: Task | None = None
+    """What is predicted. Default: told from the estimator and the target."""
+    data: Data
+    """Where the rows come from."""
+    prepare: Prepare = Prepare()
+    """Features, preprocessing and the split."""
+    train: Train
+    """The model."""
+    evaluate: Evaluate = Evaluate()
+    """What is measured."""
+    validate_model: ValidateModel = ValidateModel()
+    """The gate."""
+    monitor: Monitor = Monitor()
+    """How the champion is watched."""
+    retrain: Retrain = Retrain()
+    """What starts a training."""
+    predict: Predict = Predict()
+    """Batch prediction."""
+    backend: str = "local"
+    """Where the stages run: a name entered in the entry points ``airflow_mlops.backends``."""
+    registry: str = "mlflow_default"
+    """The Airflow connection of type ``mlflow``."""
+    retries: int = Field(2, ge=0)
+    """How often a task is tried again after an error that a retry can mend."""
+    retry_delay: Duration = timedelta(minutes=1)
+    """How long to wait before that."""
+
+    @field_validator("schedule")
+    @classmethod
+    def _no_continuous_training(cls, value: str | None) -> str | None:
+        if value == "@continuous":
+            raise ValueError("training cannot run '@continuous'; use a cron expression, a preset or `retrain.triggers`")
+        return value
+
+    @property
+    def grain(self) -> Grain:
+        """The calendar piece that the pipeline's windows step by."""
+        return self.data.window or grain_of(self.schedule)
+
+    def dags(self, base: str | None = None) -> dict[str, Any]:
+        """Make the pipeline's DAGs by id, ready for ``globals().update(...)``.
+
+        Args:
+            base: the folder that relative paths start from. Default: the calling file's.
+        """
+        # The factory stands above this layer; it is looked up only when somebody in Airflow asks.
+        factory = import_module("airflow_mlops.factory")
+        return dict(factory.build_dags(self, base or factory.calling_folder(depth=2)))

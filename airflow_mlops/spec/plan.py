@@ -1,0 +1,126 @@
+"""A pipeline's stages in order: the one list that the DAG factory and ``airflow-mlops run`` both follow."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from airflow_mlops.spec import stages
+from airflow_mlops.spec.load import dump_pipeline
+from airflow_mlops.spec.pipeline import Pipeline
+
+
+class Node(NamedTuple):
+    """One stage of a plan.
+
+    ``inputs`` maps the stage's input to the stage and output that it comes from; ``after`` names stages that must be
+    done although nothing of theirs is read.
+    """
+
+    params: stages.StageParams
+    inputs: dict[str, tuple[str, str]] = {}
+    after: tuple[str, ...] = ()
+
+    @property
+    def stage(self) -> str:
+        return self.params.stage
+
+
+def resolve(base: str, path: str) -> str:
+    """Make a path relative to the declaration absolute; leave a URI as it is."""
+    return path if "://" in path or os.path.isabs(path) else os.path.normpath(os.path.join(base, path))
+
+
+def excluded_columns(pipeline: Pipeline) -> tuple[str, ...]:
+    """The raw columns that tell rows apart and are no features by themselves."""
+    data = pipeline.data
+    names = (*data.key, *((data.time,) if data.time else ()))
+    group = pipeline.prepare.split.group
+    return tuple(dict.fromkeys((*names, group) if group else names))
+
+
+def _extract(pipeline: Pipeline, base: str, last: int) -> stages.Extract:
+    data = pipeline.data
+    source = resolve(base, data.source)
+    return stages.Extract(source=source, format=data.format, time=data.time, grain=pipeline.grain, last=last)
+
+
+def _validate_data(pipeline: Pipeline, base: str, target: str | None) -> stages.ValidateData:
+    file = pipeline.data.schema_file
+    schema = resolve(base, file) if file else None
+    return stages.ValidateData(data_schema=schema, target=target, time=pipeline.data.time)
+
+
+def train_plan(pipeline: Pipeline, base: str) -> tuple[Node, ...]:
+    """The stages from raw rows to the champion.
+
+    Registration stands before the gate: every trained model is registered, and a rejected one skips only what follows
+    the gate.
+    """
+    data, prepare, train = pipeline.data, pipeline.prepare, pipeline.train
+    split = prepare.split.model_copy(update={"by": prepare.split.by or ("time" if data.time else "random")})
+    gate = pipeline.validate_model
+    return (
+        Node(_extract(pipeline, base, train.windows.last)),
+        Node(_validate_data(pipeline, base, data.target), {"data": ("extract", "data")}),
+        Node(
+            stages.Prepare(
+                target=data.target, features=prepare.features, time=data.time, split=split, seed=train.seed
+            ),
+            {"data": ("extract", "data")},
+            after=("validate_data",),
+        ),
+        Node(
+            stages.Train(
+                target=data.target,
+                estimator=train.estimator,
+                function=train.function,
+                model_params=train.params,
+                features=prepare.features,
+                preprocess=prepare.preprocess,
+                exclude=excluded_columns(pipeline),
+                drop=data.drop,
+                group=split.group if split.by == "group" else None,
+                ml_task=pipeline.task,
+                seed=train.seed,
+                serialization=train.serialization,
+                declaration=dump_pipeline(pipeline),
+            ),
+            {"train": ("prepare", "train"), "data": ("extract", "data")},
+        ),
+        Node(stages.Register(), {"model": ("train", "model")}),
+        Node(
+            stages.Evaluate(
+                metrics=pipeline.evaluate.metrics,
+                slices=pipeline.evaluate.slices,
+                plots=pipeline.evaluate.plots,
+                versus_champion=gate.versus_champion is not None,
+            ),
+            {"test": ("prepare", "test"), "model": ("train", "model")},
+        ),
+        Node(
+            stages.ValidateModel(min=gate.min, max=gate.max, versus_champion=gate.versus_champion, seed=train.seed),
+            {"evaluation": ("evaluate", "evaluation"), "version": ("register", "version")},
+        ),
+        Node(stages.Promote(), {"version": ("register", "version"), "decision": ("validate_model", "decision")}),
+    )
+
+
+def predict_plan(pipeline: Pipeline, base: str) -> tuple[Node, ...]:
+    """The stages from raw rows to predictions."""
+    data = pipeline.data
+    output = pipeline.predict.output
+    keep = tuple(dict.fromkeys((*data.key, *((data.time,) if data.time else ()))))
+    return (
+        Node(_extract(pipeline, base, 1)),
+        Node(
+            stages.BatchPredict(destination=resolve(base, output) if output else None, keep=keep),
+            {"data": ("extract", "data")},
+        ),
+    )
+
+
+def monitor_node(pipeline: Pipeline, base: str) -> Node:
+    """The one stage of monitoring."""
+    extract = _extract(pipeline, base, pipeline.monitor.windows.last)
+    return Node(stages.Monitor(**extract.model_dump(), data_drift=pipeline.monitor.data_drift))

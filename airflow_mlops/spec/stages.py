@@ -1,0 +1,193 @@
+"""What each stage needs to be told: the params of its Call, and the constructor of its operator.
+
+A class here is the one place where a stage's parameters are named, typed and documented.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from airflow_mlops.spec.base import Callable, Estimator, Names, Section
+from airflow_mlops.spec.data_schema import DataSchema, load_schema
+from airflow_mlops.spec.metrics import Task
+from airflow_mlops.spec.pipeline import DataDrift, Split, VersusChampion
+from airflow_mlops.spec.window import Grain
+
+
+class StageParams(Section):
+    """The params of one stage. ``code_fields`` names those that hold paths of the user's own functions."""
+
+    stage: ClassVar[str]
+    code_fields: ClassVar[tuple[str, ...]] = ()
+
+    def resolved(self) -> Self:
+        """Read what lies in files beside the declaration, so that the Call carries content and no path."""
+        return self
+
+    def callables(self) -> list[str]:
+        """The user's functions and classes that the stage will import."""
+        return [value for field in self.code_fields if (value := getattr(self, field))]
+
+
+class Extract(StageParams):
+    """Read windows of the source into one immutable Parquet snapshot."""
+
+    stage = "extract"
+    source: str
+    """A Parquet or CSV file: a path or any fsspec URI. ``{window}`` stands for each window's key."""
+    format: Literal["parquet", "csv"] | None = None
+    """The file format. Default: from the file's suffix."""
+    time: str | None = None
+    """The column that says when a row happened; rows outside the windows are left out."""
+    grain: Grain = "day"
+    """The calendar piece that ``{window}`` steps by."""
+    last: int = Field(1, ge=1)
+    """How many windows to read, the run's own being the newest."""
+
+    @property
+    def windowed(self) -> bool:
+        """Whether the source comes in windows at all."""
+        return "{window}" in self.source or self.time is not None
+
+
+class ValidateData(StageParams):
+    """Hold rows against the data schema: hard rules stop the run, soft ones warn."""
+
+    stage = "validate_data"
+    data_schema: DataSchema | str | None = Field(None, alias="schema")
+    """The schema, or the file that holds it. Default: only the target and the row count are checked."""
+    target: str | None = None
+    """The column to predict; it must be there, with no nulls."""
+    time: str | None = None
+    """The time column; it must be there and hold times."""
+
+    def resolved(self) -> Self:
+        if isinstance(self.data_schema, str):
+            return self.model_copy(update={"data_schema": load_schema(Path(self.data_schema))})
+        return self
+
+
+class Prepare(StageParams):
+    """Check the feature function's contract and set test rows apart."""
+
+    stage = "prepare"
+    code_fields = ("features",)
+    target: str
+    """The column to predict."""
+    features: Callable | None = None
+    """The stateless feature function; its contract is checked on a sample."""
+    time: str | None = None
+    """The time column, for a split by time."""
+    split: Split = Split()
+    """How test rows are set apart."""
+    seed: int = 0
+    """The seed of a split by group or at random."""
+
+
+class Train(StageParams):
+    """Fit the model on training rows and log it, with all that it needs, to MLflow."""
+
+    stage = "train"
+    code_fields = ("features", "preprocess", "function", "estimator")
+    target: str
+    """The column to predict."""
+    estimator: Estimator | None = None
+    """The path of an estimator class with scikit-learn's interface."""
+    function: Callable | None = None
+    """``(X, y, params) -> fitted model``; instead of ``estimator``."""
+    model_params: dict[str, Any] = {}
+    """The estimator's arguments, or what the function gets as ``params``."""
+    features: Callable | None = None
+    """The stateless feature function; it becomes the first step of the model."""
+    preprocess: Callable | None = None
+    """Returns an unfitted transformer; it becomes the second step of the model."""
+    exclude: Names = ()
+    """Raw columns that are no features: keys, times, groups. A feature function still sees them."""
+    drop: Names = ()
+    """Raw columns that the model never sees."""
+    group: str | None = None
+    """The column of a split by group; whole groups count as seen in training."""
+    ml_task: Task | None = None
+    """What is predicted. Default: told from the estimator and the target."""
+    seed: int = 0
+    """The random state of an estimator that takes one."""
+    serialization: Literal["skops", "cloudpickle"] = "skops"
+    """How the model is written."""
+    declaration: str | None = None
+    """The pipeline's own YAML, logged with the run."""
+
+
+class Register(StageParams):
+    """Make the trained model a version of the registered model, once."""
+
+    stage = "register"
+
+
+class Evaluate(StageParams):
+    """Measure the model on held-out rows, and score the champion on the same rows."""
+
+    stage = "evaluate"
+    metrics: Names = ()
+    """The metrics; the first is the primary one. Default: the usual ones of the task."""
+    slices: Names = ()
+    """Raw columns whose every value is also measured by itself."""
+    plots: bool = True
+    """Whether to draw ROC, precision-recall, confusion or residual plots."""
+    versus_champion: bool = True
+    """Whether the champion is scored too, for the gate."""
+
+
+class ValidateModel(StageParams):
+    """The gate: absolute limits, and the comparison with the champion by a paired bootstrap."""
+
+    stage = "validate_model"
+    min: dict[str, float] = {}
+    """The least value of a metric where more is better."""
+    max: dict[str, float] = {}
+    """The greatest value of a metric where less is better."""
+    versus_champion: VersusChampion | None = VersusChampion()
+    """The comparison with the champion; ``None`` compares with the absolute limits only."""
+    seed: int = 0
+    """The seed of the bootstrap."""
+
+
+class Promote(StageParams):
+    """Make a version that passed its gate the champion, by compare-and-set on the ledger."""
+
+    stage = "promote"
+
+
+class BatchPredict(StageParams):
+    """Score rows with the champion and write one partition of predictions."""
+
+    stage = "batch_predict"
+    destination: str | None = None
+    """The folder of predictions: a path or any fsspec URI. Default: ``predictions/<pipeline>`` in the store."""
+    keep: Names = ()
+    """Columns of the input that are copied beside the predictions: keys and times."""
+
+
+class Monitor(StageParams):
+    """Compare a window's rows with the champion's reference."""
+
+    stage = "monitor"
+    source: str
+    """Where the window's rows come from, as in extraction."""
+    format: Literal["parquet", "csv"] | None = None
+    """The file format. Default: from the file's suffix."""
+    time: str | None = None
+    """The time column, as in extraction."""
+    grain: Grain = "day"
+    """The calendar piece that ``{window}`` steps by."""
+    last: int = Field(1, ge=1)
+    """How many windows are judged together."""
+    data_drift: DataDrift = DataDrift()
+    """When a window counts as drifted."""
+
+    @property
+    def extract(self) -> Extract:
+        """The extraction that brings the window's rows."""
+        return Extract(source=self.source, format=self.format, time=self.time, grain=self.grain, last=self.last)

@@ -1,0 +1,197 @@
+"""What only the whole shows: rules between the parts of a declaration, and between declarations. Nothing is imported."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from airflow_mlops.spec.load import Declaration
+from airflow_mlops.spec.metrics import DEFAULT_METRICS, METRICS, TASKS, Task, metrics_of
+from airflow_mlops.spec.pipeline import ModelTrigger, Pipeline
+
+
+class Problem(NamedTuple):
+    """One mistake: where in the declaration, what, what is allowed, what to do."""
+
+    path: tuple[str | int, ...]
+    what: str
+    allowed: str | None = None
+    fix: str | None = None
+
+
+def possible_tasks(pipeline: Pipeline, family: str | None = None) -> tuple[Task, ...]:
+    """The tasks that the declaration leaves open.
+
+    Args:
+        pipeline: the declaration.
+        family: ``classifier`` or ``regressor`` where the estimator's class is known, else None.
+    """
+    if pipeline.task is not None:
+        return (pipeline.task,)
+    if family == "classifier":
+        return ("binary", "multiclass")
+    if family == "regressor":
+        return ("regression",)
+    return TASKS
+
+
+def check(pipeline: Pipeline, family: str | None = None) -> Iterator[Problem]:
+    """Find what is wrong between the parts of one pipeline."""
+    tasks = possible_tasks(pipeline, family)
+    if pipeline.task is not None and family is not None:
+        fits = ("regression",) if family == "regressor" else ("binary", "multiclass")
+        if pipeline.task not in fits:
+            yield Problem(
+                ("task",),
+                f"the task is {pipeline.task!r}, but {pipeline.train.estimator} is a {family}",
+                allowed=" or ".join(fits),
+            )
+    yield from _check_metrics(pipeline, tasks)
+    yield from _check_data(pipeline)
+    for index, trigger in enumerate(pipeline.retrain.triggers):
+        if isinstance(trigger, ModelTrigger) and trigger.model == pipeline.name:
+            yield Problem(
+                ("retrain", "triggers", index),
+                f"a promotion of {pipeline.name!r} would retrain {pipeline.name!r}, for ever",
+                fix="name another pipeline, or leave the trigger out",
+            )
+
+
+def _check_metrics(pipeline: Pipeline, tasks: tuple[Task, ...]) -> Iterator[Problem]:
+    evaluated = pipeline.evaluate.metrics
+    left = tasks
+    for index, name in enumerate(evaluated):
+        path = ("evaluate", "metrics", index)
+        if name not in METRICS:
+            yield _unknown_metric(path, name, tasks)
+        elif not set(METRICS[name].tasks) & set(tasks):
+            yield Problem(
+                path,
+                f"{_a_task(tasks)} has no metric {name!r}",
+                allowed=", ".join(dict.fromkeys(m for task in tasks for m in metrics_of(task))),
+            )
+        else:
+            narrowed = tuple(task for task in left if task in METRICS[name].tasks)
+            if not narrowed:
+                yield Problem(
+                    path,
+                    f"no task has both {name!r} and {', '.join(evaluated[:index])}",
+                    allowed=", ".join(dict.fromkeys(m for task in left for m in metrics_of(task))),
+                )
+            left = narrowed or left
+    known = set(evaluated) if evaluated else {metric for task in tasks for metric in DEFAULT_METRICS[task]}
+    gate = pipeline.validate_model
+    gated: list[tuple[tuple[str | int, ...], str, bool | None]] = [
+        *((("validate_model", "min", name), name, True) for name in gate.min),
+        *((("validate_model", "max", name), name, False) for name in gate.max),
+    ]
+    if gate.versus_champion and gate.versus_champion.metric:
+        gated.append((("validate_model", "versus_champion", "metric"), gate.versus_champion.metric, None))
+    for gate_path, name, more in gated:
+        if name not in METRICS:
+            yield _unknown_metric(gate_path, name, tasks)
+        elif name not in known:
+            yield Problem(
+                gate_path,
+                f"the gate asks for {name!r}, which is not evaluated",
+                allowed=", ".join(evaluated or sorted(known)),
+                fix=f"add {name} to evaluate.metrics",
+            )
+        elif more is not None and METRICS[name].more_is_better is not more:
+            right = "max" if more else "min"
+            yield Problem(
+                gate_path,
+                f"{'less' if more else 'more'} {name} is better, so {'min' if more else 'max'} does not protect it",
+                fix=f"validate_model.{right}",
+            )
+
+
+def _unknown_metric(path: tuple[str | int, ...], name: str, tasks: tuple[Task, ...]) -> Problem:
+    names = list(dict.fromkeys(metric for task in tasks for metric in metrics_of(task)))
+    close = difflib.get_close_matches(name, names, n=1)
+    return Problem(path, f"there is no metric {name!r}", allowed=", ".join(names), fix=close[0] if close else None)
+
+
+def _a_task(tasks: tuple[Task, ...]) -> str:
+    return {("binary", "multiclass"): "a classifier", TASKS: "no task"}.get(tasks, f"the task {tasks[0]!r}")
+
+
+def _check_data(pipeline: Pipeline) -> Iterator[Problem]:
+    data, split = pipeline.data, pipeline.prepare.split
+    if split.by == "time" and data.time is None:
+        yield Problem(("prepare", "split", "by"), "a split by time needs a time column", fix="declare data.time")
+    if (split.by == "group") != (split.group is not None):
+        what = "a split by group needs the group's column" if split.by == "group" else "a group without `by: group`"
+        yield Problem(("prepare", "split"), what, fix="split: {by: group, group: COLUMN}")
+    for field in ("key", "drop"):
+        if data.target in getattr(data, field):
+            yield Problem(("data", field), f"the target {data.target!r} cannot be among data.{field}")
+    if data.time == data.target:
+        yield Problem(("data", "time"), f"the target {data.target!r} cannot be the time column")
+    if not data.windowed and (pipeline.train.windows.last > 1 or pipeline.monitor.windows.last > 1):
+        stage = "train" if pipeline.train.windows.last > 1 else "monitor"
+        yield Problem(
+            (stage, "windows"),
+            "several windows of data that comes in none",
+            fix="put {window} into data.source, or declare data.time",
+        )
+    if "{" in data.source.replace("{window}", ""):
+        yield Problem(("data", "source"), f"{data.source!r} holds an unknown placeholder", allowed="{window}")
+    for index, column in enumerate(pipeline.monitor.data_drift.columns):
+        if column == data.target:
+            yield Problem(
+                ("monitor", "data_drift", "columns", index), f"the target {column!r} is not known when drift is judged"
+            )
+    if not data.windowed and pipeline.monitor.schedule:
+        yield Problem(
+            ("monitor", "schedule"),
+            "monitoring needs windows, and the data comes in none",
+            fix="put {window} into data.source, or declare data.time",
+        )
+
+
+def check_all(declarations: Sequence[Declaration]) -> Iterator[str]:
+    """Find what is wrong between pipelines: a name used twice, retraining that goes round in a circle."""
+    by_name: dict[str, Declaration] = {}
+    for declaration in declarations:
+        name = declaration.pipeline.name
+        if name in by_name:
+            first = by_name[name].document
+            yield declaration.problem(("name",), f"the name is taken in {first.file}:{first.line(('name',))}")
+        by_name.setdefault(name, declaration)
+    edges = {
+        name: [trigger.model for trigger in d.pipeline.retrain.triggers if isinstance(trigger, ModelTrigger)]
+        for name, d in by_name.items()
+    }
+    told: set[frozenset[str]] = set()
+    for name in by_name:
+        cycle = _cycle(edges, name)
+        if cycle and frozenset(cycle) not in told:
+            told.add(frozenset(cycle))
+            yield by_name[name].problem(
+                ("retrain", "triggers"),
+                f"retraining goes round in a circle: {' -> '.join((*cycle, cycle[0]))}",
+                fix="leave one of these triggers out",
+            )
+
+
+def _cycle(edges: dict[str, list[str]], start: str) -> list[str]:
+    """A way from a pipeline back to itself over at least one other, or nothing."""
+    stack = [(start, [start])]
+    seen = set()
+    while stack:
+        name, way = stack.pop()
+        for following in edges.get(name, ()):
+            if following == start and len(way) > 1:
+                return way
+            if following not in seen and following != start:
+                seen.add(following)
+                stack.append((following, [*way, following]))
+    return []
+
+
+def problems_of(declaration: Declaration, family: str | None = None) -> list[str]:
+    """The problems of one declaration, each in the product's one form."""
+    found = check(declaration.pipeline, family)
+    return [declaration.problem(p.path, p.what, allowed=p.allowed, fix=p.fix) for p in found]

@@ -1,0 +1,267 @@
+"""Models in and out of MLflow: the raw-row pipeline, its code beside it, and what is known about it.
+
+A model is written with skops, which runs no code when it is read: only types are built that this module lists, or that
+come from the model's own code snapshot. The digest is of the model's content, not of the file's bytes, so training the
+same rows again gives the same digest wherever it happens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import mlflow
+import pandas as pd
+import pyarrow as pa
+import skops.io
+from pydantic import BaseModel, ConfigDict
+
+from airflow_mlops.call.code import code_scope
+from airflow_mlops.call.store import digest_of_file
+from airflow_mlops.call.wire import RegistryRef
+from airflow_mlops.errors import CodeError, GateError, RegistryUnreachableError, SchemaError, StoreError
+from airflow_mlops.spec.metrics import Task
+from airflow_mlops.stages.tables import require_columns
+from airflow_mlops.stages.validate_data import type_of
+
+FACTS = "mlops/model.json"
+ROWS = "mlops/training_rows.parquet"
+REFERENCE = "mlops/reference.parquet"
+
+TRUSTED_TYPES = frozenset(
+    {
+        # HistGradientBoosting with categorical features holds partial(check_array); whatever else a partial may hold is
+        # listed, and refused, by itself.
+        "functools.partial",
+        "sklearn.utils.validation.check_array",
+        "numpy.dtype",
+        "numpy.number",
+        "scipy.interpolate._bsplines.BSpline",
+        "sklearn._loss.loss.HalfTweedieLossIdentity",
+        "sklearn.calibration._CalibratedClassifier",
+        "sklearn.calibration._SigmoidCalibration",
+        "sklearn.compose._column_transformer.make_column_selector",
+        "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+        "sklearn.metrics._dist_metrics.EuclideanDistance64",
+        "sklearn.metrics._scorer._PassthroughScorer",
+        "sklearn.model_selection._split.KFold",
+        "sklearn.model_selection._split.StratifiedKFold",
+        "sklearn.neighbors._ball_tree.BallTree",
+        "sklearn.neighbors._kd_tree.KDTree",
+        "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+        "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+        "sklearn.tree._tree.Tree",
+        "sklearn.utils._bunch.Bunch",
+    }
+)
+"""Types of scikit-learn, scipy and numpy that hold numbers and run nothing, and that skops does not trust by itself."""
+
+
+class Facts(BaseModel):
+    """What must be known about a model to use it, judge it and watch it; logged beside it."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    version: Literal[1] = 1
+    """The version of this form."""
+    task: Task
+    """What is predicted."""
+    target: str
+    """The column predicted."""
+    columns: dict[str, str]
+    """The raw columns the model takes, and their Arrow types."""
+    watched: tuple[str, ...]
+    """The raw columns that are features, which monitoring looks at."""
+    classes: tuple[Any, ...] = ()
+    """The classes in the order of the model's probabilities; the last of two is the positive one."""
+    hash_columns: tuple[str, ...]
+    """The columns whose hash tells whether a row was trained on."""
+    window: str | None = None
+    """The window that training ended with."""
+    model_uri: str = ""
+    """Where the model is."""
+    model_digest: str = ""
+    """The digest of its content."""
+
+
+def user_types(names: list[str], code: Path | None) -> list[str]:
+    """The names that come from the user's own snapshot."""
+    if code is None:
+        return []
+    tops = {entry.stem if entry.suffix == ".py" else entry.name for entry in code.iterdir()}
+    return [name for name in names if name.split(".")[0] in tops]
+
+
+def trusted_types(data: Any, code: Path | None) -> list[str]:
+    """The types of a skops file that may be built.
+
+    Raises:
+        CodeError: when the file holds another one.
+    """
+    found = skops.io.get_untrusted_types(file=data)
+    trusted = [name for name in found if name in TRUSTED_TYPES] + user_types(found, code)
+    other = sorted(set(found) - set(trusted))
+    if other:
+        raise CodeError(
+            f"the model holds types that are not trusted: {', '.join(other)}",
+            fix="define them in the pipeline's own package, or set train.serialization: cloudpickle, which runs code "
+            "when the model is loaded",
+        )
+    return trusted
+
+
+def model_digest(file: Path) -> str:
+    """The digest of a model file's content.
+
+    A skops file names its parts by memory addresses; they are numbered in the order they appear, so that equal models
+    have equal digests. Of any other format the bytes count.
+    """
+    if file.suffix != ".skops":
+        return digest_of_file(file)
+    with zipfile.ZipFile(file) as archive:
+        schema = json.loads(archive.read("schema.json"))
+        order: dict[str, str] = {}
+
+        def number(value: Any) -> Any:
+            if isinstance(value, dict):
+                numbered = {}
+                for key, entry in value.items():
+                    if key == "__id__":
+                        entry = order.setdefault(str(entry), str(len(order)))
+                    elif key == "file":
+                        content = hashlib.sha256(archive.read(entry)).hexdigest()
+                        entry = content
+                    else:
+                        entry = number(entry)
+                    numbered[key] = entry
+                return numbered
+            return [number(entry) for entry in value] if isinstance(value, list) else value
+
+        canonical = number(schema)
+    text = json.dumps(canonical, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def tracking(ref: RegistryRef) -> Iterator[None]:
+    """Let MLflow's own functions speak to the registry of a Call."""
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(ref.uri)
+    mlflow.set_registry_uri(ref.uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before[0])
+        mlflow.set_registry_uri(before[1])
+
+
+def download(run_id: str, path: str, target: Path) -> Path:
+    """Bring an artifact of a run here."""
+    try:
+        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(target)))
+    except (OSError, mlflow.exceptions.MlflowException) as error:
+        text = str(error)
+        if "does not exist" in text or "No such" in text or "404" in text or isinstance(error, FileNotFoundError):
+            raise GateError(
+                f"the run {run_id} has no artifact {path}: its model was not trained by airflow_mlops, or it was removed",
+                fix="train a model with a pipeline, and let it be promoted",
+            ) from error
+        raise RegistryUnreachableError(f"the artifact {path} of run {run_id} cannot be fetched: {text}") from error
+
+
+def read_facts(run_id: str, target: Path) -> Facts:
+    """What is known about the model of a run."""
+    return Facts.model_validate_json(download(run_id, FACTS, target).read_bytes())
+
+
+class Model:
+    """A loaded model and the code it goes with. Use it inside `loaded`."""
+
+    def __init__(self, estimator: Any, facts: Facts) -> None:
+        self.estimator, self.facts = estimator, facts
+
+    def probability(self, frame: pd.DataFrame) -> Any:
+        """Probabilities of shape ``(rows, classes)``, or None for a model without them."""
+        if self.facts.task == "regression" or not hasattr(self.estimator, "predict_proba"):
+            return None
+        return self.estimator.predict_proba(frame)
+
+    def predict(self, frame: pd.DataFrame) -> Any:
+        """Labels or numbers of shape ``(rows,)``."""
+        return self.estimator.predict(frame)
+
+
+@contextmanager
+def loaded(facts: Facts, target: Path) -> Iterator[Model]:
+    """Load a model with its own code, whatever other code of the same name is loaded, for as long as the scope lasts.
+
+    Raises:
+        StoreError: when its content is not what its digest says.
+        CodeError: when it holds types that are not trusted.
+    """
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=facts.model_uri, dst_path=str(target)))
+    except (OSError, mlflow.exceptions.MlflowException) as error:
+        raise RegistryUnreachableError(f"the model {facts.model_uri} cannot be fetched: {error}") from error
+    file = next((each for each in folder.iterdir() if each.suffix in (".skops", ".pkl")), None)
+    if file is None or model_digest(file) != facts.model_digest:
+        raise StoreError(
+            f"the model at {facts.model_uri} is not the one that was trained: its digest differs",
+            fix="train again; somebody has changed the file",
+        )
+    code = folder / "code"
+    with code_scope(code if code.is_dir() else None) as scope:
+        if file.suffix == ".skops":
+            estimator = skops.io.load(file, trusted=trusted_types(file, scope))
+        else:
+            import cloudpickle
+
+            estimator = cloudpickle.loads(file.read_bytes())
+        yield Model(estimator, facts)
+
+
+def raw_rows(table: pa.Table, facts: Facts) -> pd.DataFrame:
+    """The raw columns that a model takes, with the types it was trained on.
+
+    Raises:
+        SchemaError: when a column is missing or of another type.
+    """
+    require_columns(table.column_names, {name: "the model takes it" for name in facts.columns})
+    columns = []
+    for name, wanted in facts.columns.items():
+        values = table[name]
+        if str(values.type) != wanted:
+            kind = _arrow_type(wanted)
+            both = type_of(values.type), type_of(kind)
+            numbers = both[0] in ("integer", "number", "boolean") and both[1] in ("integer", "number")
+            if not (numbers or both[0] == both[1] or pa.types.is_null(values.type)):
+                raise SchemaError(
+                    f"the column {name!r} holds {values.type}, and the model was trained on {wanted}",
+                    fix="mend the data, or train a model on data of this form",
+                )
+            if not (pa.types.is_floating(values.type) and pa.types.is_integer(kind)):
+                values = values.cast(kind)
+        columns.append(values)
+    frame: pd.DataFrame = pa.table(columns, names=list(facts.columns)).to_pandas()
+    return frame
+
+
+def _arrow_type(text: str) -> pa.DataType:
+    """The Arrow type that prints as this text; tables here hold plain types only."""
+    simple = {"bool": pa.bool_(), "double": pa.float64(), "float": pa.float32(), "halffloat": pa.float16()}
+    if text in simple:
+        return simple[text]
+    if text.startswith("timestamp["):
+        unit, _, zone = text.removeprefix("timestamp[").rstrip("]").partition(", tz=")
+        return pa.timestamp(unit, zone or None)
+    if text.startswith("date"):
+        return pa.date32() if "32" in text else pa.date64()
+    if text.startswith("decimal"):
+        precision, scale = text[text.index("(") + 1 : -1].split(",")
+        return pa.decimal128(int(precision), int(scale))
+    return pa.type_for_alias(text)

@@ -1,0 +1,151 @@
+"""The gate: absolute limits, and whether the model beats the champion on rows that neither was trained on.
+
+Only numpy and Arrow are loaded: the rows were scored by the evaluation.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from airflow_mlops.call.store import Store
+from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, Verdict
+from airflow_mlops.errors import GateError
+from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
+from airflow_mlops.registry.requests import Requests
+from airflow_mlops.spec.metrics import METRICS
+from airflow_mlops.spec.pipeline import VersusChampion
+from airflow_mlops.spec.stages import ValidateModel
+from airflow_mlops.stages.bootstrap import Comparison, Scores, compare
+from airflow_mlops.stages.outcome import outcome_of
+from airflow_mlops.stages.register import version_of
+from airflow_mlops.stages.tables import read_table
+
+log = logging.getLogger(__name__)
+
+
+def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
+    """Judge an evaluation; output ``decision``. A model that passes becomes the challenger; a rejection is recorded."""
+    evaluation = store.fetch_json(call.input("evaluation"))
+    table = read_table(ArtifactRef.model_validate(evaluation["predictions"]), store)
+    verdict, comparison = judge(evaluation, table, params)
+    version = version_of(call.inputs["version"]) if "version" in call.inputs else None
+    decision = store.put_json(
+        {
+            "status": verdict.status,
+            "reasons": list(verdict.reasons),
+            "model": evaluation["model"],
+            "champion": evaluation["champion"],
+            "metrics": evaluation["metrics"],
+            "comparison": comparison._asdict() if comparison else None,
+            "evaluation": call.input("evaluation").digest,
+            "params": params.model_dump(mode="json"),
+        },
+        "decision",
+    )
+    registry = ModelRegistry.of(call, store)
+    run_id = registry.run_of(call)
+    metrics = {}
+    if comparison:
+        metrics = {
+            f"gate.{name}": getattr(comparison, name) for name in ("champion", "challenger", "gain", "lower", "upper")
+        }
+    sentence = " ".join(f"{reason[:1].upper()}{reason[1:]}." for reason in verdict.reasons)
+    registry.api.log(
+        run_id, metrics=metrics, tags={"mlops.verdict": verdict.status, NOTE_TAG: f"**{verdict.status}**: {sentence}"}
+    )
+    requests = Requests(store, registry.ref.model)
+    if verdict.passed and version is not None:
+        registry.set_challenger(version)
+    elif not verdict.passed:
+        registry.ledger.record(
+            "rejection",
+            version=version or "unregistered",
+            champion_before=evaluation["champion"],
+            decision=decision.digest,
+            reasons=verdict.reasons,
+            requests=tuple(requests.claimed_by(call.run)),
+            run=call.run,
+            window=call.window.key if call.window else None,
+        )
+        requests.settle(call.run, "done", f"{verdict.status}: {sentence}")
+    if version is not None:
+        registry.api.tag_version(registry.ref.model, version, {"mlops.verdict": verdict.status})
+        registry.api.describe_version(registry.ref.model, version, sentence)
+    return outcome_of(
+        call,
+        outputs={"decision": decision},
+        metrics={**evaluation["metrics"], **({"gain": comparison.gain, "lower": comparison.lower} if comparison else {})},
+        verdict=verdict,
+        info={
+            "run_id": run_id,
+            "version": version,
+            "champion": evaluation["champion"],
+            "mlflow_url": registry.run_url(run_id),
+        },
+    )
+
+
+def judge(evaluation: dict[str, Any], table: pa.Table, params: ValidateModel) -> tuple[Verdict, Comparison | None]:
+    """Decide from an evaluation and its scored rows alone; nothing is changed.
+
+    Raises:
+        GateError: when a limit names a metric that was not evaluated, or the comparison cannot be computed.
+    """
+    measured: dict[str, float] = evaluation["metrics"]
+    for name in (*params.min, *params.max):
+        if name not in measured:
+            raise GateError(f"the gate asks for {name!r}, which was not evaluated", allowed=", ".join(measured))
+    failed = [
+        *(f"{name} {measured[name]:.4f} is below {least:g}" for name, least in params.min.items() if measured[name] < least),
+        *(f"{name} {measured[name]:.4f} is above {most:g}" for name, most in params.max.items() if measured[name] > most),
+    ]
+    if failed:
+        return Verdict(status="rejected", reasons=tuple(failed)), None
+    if params.versus_champion is None or evaluation["champion"] is None:
+        within = "it is within the absolute limits" if params.min or params.max else "no absolute limit is declared"
+        what = "there is no champion yet" if params.versus_champion else "no comparison with the champion is declared"
+        return Verdict(status="ok", reasons=(f"{what}, and {within}",)), None
+    return _versus(evaluation, table, params.versus_champion, params.seed)
+
+
+def _versus(
+    evaluation: dict[str, Any], table: pa.Table, rule: VersusChampion, seed: int
+) -> tuple[Verdict, Comparison | None]:
+    metric = rule.metric or evaluation["primary"]
+    if metric not in METRICS or evaluation["task"] not in METRICS[metric].tasks:
+        raise GateError(f"the task {evaluation['task']!r} has no metric {metric!r}")
+    champion = evaluation["champion"]
+    fresh = table.filter(pa.array(~table["champion.seen"].to_numpy(zero_copy_only=False)))
+    if fresh.num_rows < rule.min_rows:
+        reason = (
+            f"only {fresh.num_rows} of {table.num_rows} held-out rows are new to champion {champion}, fewer than "
+            f"{rule.min_rows}, so the two cannot be compared"
+        )
+        return Verdict(status="insufficient_data", reasons=(reason,)), None
+    found = compare(
+        metric,
+        scores_of(fresh, "challenger"),
+        scores_of(fresh, "champion"),
+        confidence=rule.confidence,
+        resamples=rule.resamples,
+        seed=seed,
+    )
+    better = found.lower > -rule.margin if rule.margin else found.lower > 0
+    reason = (
+        f"{metric} {found.challenger:.4f} against {found.champion:.4f} of champion {champion} on {found.rows:,} rows "
+        f"that neither has seen: the gain {found.gain:+.4f} is at least {found.lower:+.4f} with "
+        f"{rule.confidence:.0%} confidence, {'more' if better else 'not more'} than {-rule.margin:g}"
+    )
+    return Verdict(status="ok" if better else "rejected", reasons=(reason,)), found
+
+
+def scores_of(table: pa.Table, who: str) -> Scores:
+    """The scored rows of ``challenger`` or ``champion``, as the evaluation wrote them."""
+    names = [name for name in table.column_names if name.startswith(f"{who}.probability.")]
+    names.sort(key=lambda name: int(name.rpartition(".")[2]))
+    probability = np.column_stack([table[name].to_numpy() for name in names]) if names else None
+    return Scores(table["truth"].to_numpy(), table[f"{who}.prediction"].to_numpy(), probability)
