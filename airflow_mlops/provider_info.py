@@ -13,7 +13,9 @@ def get_provider_info() -> dict[str, Any]:
     return {
         "package-name": "airflow-mlops",
         "name": "MLOps",
-        "description": "Declared ML pipelines, drift-triggered retraining and gated promotion, with MLflow as registry.",
+        "description": (
+            "Declared ML pipelines, drift-triggered retraining and gated promotion, with MLflow as registry."
+        ),
         "integrations": [
             {"integration-name": "MLOps", "external-doc-url": "https://mlflow.org/docs/latest/", "tags": ["service"]}
         ],

@@ -1,7 +1,7 @@
 """Where a Call runs: the seam between Airflow and whatever carries a stage.
 
-A backend is a value (``backend: local``), never a class per stage. A further one is entered by an entry point of the group
-``airflow_mlops.backends`` that names a class with the methods of `Backend`; nothing here changes for it.
+A backend is a value (``backend: local``), never a class per stage. A further one is entered by an entry point of the
+group ``airflow_mlops.backends`` that names a class with the methods of `Backend`; nothing here changes for it.
 """
 
 from __future__ import annotations

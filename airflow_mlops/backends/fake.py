@@ -1,7 +1,7 @@
-"""A backend that behaves like a remote one, for tests and for trying a DAG out: it really runs the Call, but says
-so late, or never.
+"""A backend that behaves like a remote one, for tests and for trying a DAG out.
 
-Its jobs live in a folder, so another process finds them, as another worker would.
+It really runs the Call, but says so late, or never. Its jobs live in a folder, so another process finds them, as
+another worker would.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import difflib
 import importlib
 import importlib.util
 import os
+import shutil
 import sys
 import sysconfig
 import tempfile
@@ -25,6 +26,7 @@ from airflow_mlops.errors import CodeError
 
 _SUFFIXES = {".py", ".json", ".yaml", ".yml", ".toml", ".txt", ".sql"}
 _MAX_BYTES = 1 << 20
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 def split_path(path: str) -> tuple[str, str]:
@@ -36,13 +38,14 @@ def split_path(path: str) -> tuple[str, str]:
 
 
 def _search_folders(base: str) -> list[Path]:
-    """Where the user's packages may lie: beside the declaration, one folder up, and on the path outside the libraries."""
+    """Where the user's packages may lie: beside the declaration, a folder up, and on the path outside the libraries."""
     libraries = {Path(path).resolve() for path in sysconfig.get_paths().values()}
+    libraries |= {library / "lib-dynload" for library in libraries}
     folders = [Path(base), Path(base).parent, *(Path(entry or os.getcwd()) for entry in sys.path)]
     kept = []
     for folder in folders:
         resolved = folder.resolve()
-        inside = any(resolved == library or "site-packages" in resolved.parts for library in libraries)
+        inside = any(resolved == library or _INSTALLED & set(resolved.parts) for library in libraries)
         if resolved.is_dir() and not inside and resolved not in kept:
             kept.append(resolved)
     return kept
@@ -69,26 +72,35 @@ def snapshot(callables: Iterable[str], base: str, store: Store) -> ArtifactRef |
     Raises:
         CodeError: when a package is neither beside the declaration nor installed.
     """
-    files: dict[str, Path] = {}
+    files: dict[str, bytes] = {}
     for top in sorted({split_path(path)[0].split(".")[0] for path in callables}):
         place = _locate(top, base)
         if place is None:
-            if importlib.util.find_spec(top) is None:
+            if not _installed(top):
                 folders = ", ".join(map(str, _search_folders(base)))
                 raise CodeError(f"there is no package {top!r}", allowed=f"one in {folders}, or an installed one")
         elif place.is_file():
-            files[place.name] = place
+            files[place.name] = place.read_bytes()
         else:
-            files.update({file.relative_to(place.parent).as_posix(): file for file in _files_of(place)})
+            # Without this file, a package of the same name elsewhere on a worker's path would win.
+            files[f"{top}/__init__.py"] = b""
+            files |= {file.relative_to(place.parent).as_posix(): file.read_bytes() for file in _files_of(place)}
     if not files:
         return None
     with store.scratch(".zip") as archive:
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as target:
-            for name, file in sorted(files.items()):
+            for name, content in sorted(files.items()):
                 entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
                 entry.compress_type = zipfile.ZIP_DEFLATED
-                target.writestr(entry, file.read_bytes())
+                target.writestr(entry, content)
         return store.put_file(archive, "code")
+
+
+def _installed(top: str) -> bool:
+    try:
+        return importlib.util.find_spec(top) is not None
+    except ValueError:  # __main__, which is nowhere to be found by another process
+        return False
 
 
 def _files_of(package: Path) -> Iterator[Path]:
@@ -104,13 +116,16 @@ def unpack(code: ArtifactRef, store: Store) -> Path:
     folder = cache_folder("code") / code.digest.removeprefix("sha256:")
     if not folder.exists():
         beside = Path(tempfile.mkdtemp(dir=folder.parent))
-        with zipfile.ZipFile(store.fetch(code)) as archive:
-            archive.extractall(beside)
         try:
-            beside.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
+            with zipfile.ZipFile(store.fetch(code)) as archive:
+                archive.extractall(beside)
+            try:
+                beside.rename(folder)
+            except OSError:
+                if not folder.exists():
+                    raise
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
     return folder
 
 
@@ -149,7 +164,7 @@ def load(path: str) -> Any:
     module_name, name = split_path(path)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CodeError(
             f"{path!r} cannot be imported: {type(error).__name__}: {error}",
             fix=f'python -c "import {module_name}" shows the whole traceback',
@@ -159,6 +174,8 @@ def load(path: str) -> Any:
         close = difflib.get_close_matches(name, public, n=1)
         shown = ", ".join(public[:12]) + (", ..." if len(public) > 12 else "")
         raise CodeError(
-            f"{module_name!r} has no {name!r}", allowed=shown or None, fix=f"{module_name}:{close[0]}" if close else None
+            f"{module_name!r} has no {name!r}",
+            allowed=shown or None,
+            fix=f"{module_name}:{close[0]}" if close else None,
         )
     return getattr(module, name)

@@ -39,10 +39,9 @@ ONCE = frozenset({"train"})
 """Stages that an equal Call never runs again. The others are cheap, or idempotent by what they write to."""
 
 
-def _module(stage: str) -> ModuleType:
-    if stage not in STAGES:
-        raise MlopsError(f"there is no stage {stage!r}", allowed=", ".join(STAGES))
-    return import_module(f"airflow_mlops.stages.{stage}")
+def stage_module(name: str) -> ModuleType:
+    """A module of the heavy half, by its name in `airflow_mlops.stages`."""
+    return import_module(f"airflow_mlops.stages.{name}")
 
 
 def run(call: Call) -> Outcome:
@@ -56,7 +55,9 @@ def run(call: Call) -> Outcome:
         if call.stage in ONCE and (earlier := store.read_outcome(call)) is not None:
             log.info("%s: an earlier try of this run has done it; its outcome is used", call.where)
             return earlier
-        stage = _module(call.stage)
+        if call.stage not in STAGES:
+            raise MlopsError(f"there is no stage {call.stage!r}", allowed=", ".join(STAGES))
+        stage = stage_module(call.stage)
         with code_scope(unpack(call.code, store) if call.code else None):
             outcome: Outcome = stage.run(call, STAGES[call.stage].model_validate(call.params), store)
         store.write_outcome(outcome)

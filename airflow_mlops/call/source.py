@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 from fsspec.core import url_to_fs
 
 from airflow_mlops.call.store import reaching
+from airflow_mlops.errors import DataNotFoundError
 from airflow_mlops.spec.window import Grain, Window, key_pattern, parse_key
 
 
@@ -29,4 +31,9 @@ def windows_of(source: str, grain: Grain) -> list[Window]:
         pattern = re.escape(path).replace(r"\{window\}", f"(?P<key>{key_pattern(grain)})", 1)
         pattern = pattern.replace(r"\{window\}", "(?P=key)").replace(r"\*", "[^/]*")
         found = (re.fullmatch(pattern, name) for name in fs.glob(path.replace("{window}", "*")))
-        return sorted({parse_key(grain, match["key"]) for match in found if match})
+        keys = {match["key"] for match in found if match}
+    windows = []
+    for key in keys:
+        with suppress(DataNotFoundError):  # a name such as 2013-13, which only looks like a month
+            windows.append(parse_key(grain, key))
+    return sorted(windows)

@@ -19,6 +19,7 @@ from typing import Any
 import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+from pydantic import ValidationError
 
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
 from airflow_mlops.errors import StoreError, StoreUnreachableError
@@ -33,8 +34,8 @@ def reaching(uri: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise StoreError(f"{uri} does not exist", fix="rerun the stage that makes it") from error
-    except FileExistsError:
-        raise
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise StoreError(f"{uri} meets a file where a folder belongs, or the other way round: {error}") from error
     except PermissionError as error:
         raise StoreError(f"{uri} may not be read or written: {error}", fix="grant the worker access") from error
     except ImportError as error:
@@ -178,7 +179,7 @@ class Store:
                 local = Path(path)
             else:
                 local = cache_folder("artifacts") / (ref.digest.removeprefix("sha256:") + Path(path).suffix)
-                if not local.exists():
+                if not local.exists() or digest_of_file(local) != ref.digest:
                     beside = local.with_suffix(f".{os.getpid()}.part")
                     fs.get_file(path, str(beside))
                     os.replace(beside, local)
@@ -199,11 +200,15 @@ class Store:
         uri = self.uri(*parts)
         try:
             with reaching(uri), fsspec.open(uri, "rb") as file:
-                return json.loads(file.read())
+                data = file.read()
         except StoreError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return None
             raise
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise StoreError(f"{uri} is not JSON: {error}", fix="remove the file, or put back what it held") from error
 
     def create_json(self, value: Any, *parts: str) -> bool:
         """Put JSON in a named place unless something is there; say whether it was put."""
@@ -229,7 +234,11 @@ class Store:
         value = self.read_json("outcomes", f"{call.identity}.json")
         if value is None:
             return None
-        outcome = Outcome.model_validate(value)
+        try:
+            outcome = Outcome.model_validate(value)
+        except ValidationError as error:
+            uri = self.uri("outcomes", f"{call.identity}.json")
+            raise StoreError(f"{uri} is no outcome: {error}", fix="remove the file and rerun the stage") from error
         return outcome if outcome.call_digest == call.digest else None
 
     def write_outcome(self, outcome: Outcome) -> None:
@@ -241,6 +250,11 @@ class Store:
 
 def cache_folder(*parts: str) -> Path:
     """A folder of this user's on this machine, for what can be made again."""
-    folder = Path(tempfile.gettempdir(), f"airflow-mlops-{os.getuid()}", *parts)
+    own = Path(tempfile.gettempdir(), f"airflow-mlops-{os.getuid()}")
+    own.mkdir(exist_ok=True, mode=0o700)
+    if own.lstat().st_uid != os.getuid():
+        # Whoever made it could put code there that we would import.
+        raise StoreError(f"{own} belongs to somebody else", fix="remove it, or set TMPDIR to a folder of your own")
+    folder = own.joinpath(*parts)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder

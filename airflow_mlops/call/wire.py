@@ -19,7 +19,7 @@ Status = Literal["ok", "warn", "drift", "rejected", "insufficient_data", "error"
 class Wire(BaseModel):
     """Something that is sent: immutable, and strict about what it holds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants")
 
 
 def digest_of(value: Any) -> str:
@@ -122,7 +122,8 @@ class Call(Wire):
             ValueError: when the Call was made without it.
         """
         if name not in self.inputs:
-            raise ValueError(f"{self.where}: the Call has no input {name!r}; it has: {', '.join(self.inputs) or 'none'}")
+            has = ", ".join(self.inputs) or "none"
+            raise ValueError(f"{self.where}: the Call has no input {name!r}; it has: {has}")
         return self.inputs[name]
 
 
@@ -151,6 +152,8 @@ class Outcome(Wire):
     """The Call's identity."""
     call_digest: str
     """The Call's digest."""
+    window: Window | None = None
+    """The Call's window."""
     outputs: dict[str, ArtifactRef] = {}
     """The artifacts that came out, by the stage's own names."""
     metrics: dict[str, float] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from airflow_mlops.call.store import Store
+from airflow_mlops.errors import StoreError
 
 
 class AppendLog:
@@ -19,10 +20,13 @@ class AppendLog:
 
     def entries(self) -> list[dict[str, Any]]:
         """Every entry, oldest first."""
-        found = []
+        found: list[dict[str, Any]] = []
         for name in self.store.names(*self.place):
             if name.endswith(".json"):
-                found.append(self.store.read_json(*self.place, name))
+                entry = self.store.read_json(*self.place, name)
+                if entry is None:
+                    raise StoreError(f"{self.store.uri(*self.place, name)} was removed", fix="restore it from a backup")
+                found.append(entry)
         return found
 
     def append(self, number: int, entry: dict[str, Any]) -> bool:

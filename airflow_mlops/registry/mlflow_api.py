@@ -2,13 +2,15 @@
 
 Over http the REST API is called directly: ``import mlflow`` costs three to four CPU seconds and 170 MB, which every
 registry-only task of every run would pay to do a few requests. Every other tracking URI (``sqlite:``, a folder) goes
-through MLflow's own client. Versions are strings everywhere: MLflow gives ``int`` from one store and ``str`` from another.
+through MLflow's own client. Versions are strings everywhere: MLflow gives ``int`` from one store and ``str`` from
+another.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +18,7 @@ from airflow_mlops.errors import ModelNotFoundError, RegistryError, RegistryUnre
 
 TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _DEFAULT_TIMEOUT = "30"
+_BATCH = 100
 
 
 class Version(NamedTuple):
@@ -51,7 +54,7 @@ class MlflowApi(Protocol):
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Log numbers, params and tags in one request."""
+        """Log numbers, params and tags, in one request where they are few."""
 
     def create_model(self, name: str) -> None:
         """Make the registered model; nothing happens when it is there."""
@@ -83,8 +86,26 @@ def mlflow_api(uri: str) -> MlflowApi:
     return _Rest(uri) if uri.startswith(("http://", "https://")) else _Client(uri)
 
 
+@contextmanager
+def pointed_at(uri: str) -> Iterator[None]:
+    """Let MLflow's module-level functions speak to one registry."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before[0])
+        mlflow.set_registry_uri(before[1])
+
+
 def _filter_value(value: str) -> str:
-    return "'" + value.replace("'", "\\'") + "'"
+    """Quote a value for MLflow's filters, which know two kinds of quotes and no way to escape either."""
+    if "'" in value and '"' in value:
+        raise RegistryError(f"{value!r} holds both kinds of quotes, and MLflow cannot look for it")
+    return f'"{value}"' if "'" in value else f"'{value}'"
 
 
 class _Rest:
@@ -109,9 +130,13 @@ class _Rest:
         import requests
 
         url = f"{self.base}/api/2.0/mlflow/{endpoint}"
-        content = {"params": body} if method == "GET" else {"json": body}
+        get = method == "GET"
         try:
-            answer = self.session.request(method, url, timeout=self.timeout, **content)
+            answer = self.session.request(
+                method, url, params=body if get else None, json=None if get else body, timeout=self.timeout
+            )
+        except requests.exceptions.InvalidJSONError as error:
+            raise RegistryError(f"{endpoint} cannot be asked of MLflow: {error}") from error
         except requests.RequestException as error:
             raise RegistryUnreachableError(
                 f"MLflow at {self.base} does not answer: {type(error).__name__}",
@@ -148,8 +173,7 @@ class _Rest:
             found = self._ask("GET", "experiments/get-by-name", experiment_name=name)
         experiment = found["experiment"]
         if experiment.get("lifecycle_stage") == "deleted":
-            raise RegistryError(f"the experiment {name!r} was deleted in MLflow", fix=f"restore it: mlflow gc, or "
-                                f"mlflow experiments restore --experiment-id {experiment['experiment_id']}")
+            raise _deleted(name, experiment["experiment_id"])
         return str(experiment["experiment_id"])
 
     def find_run(self, experiment_id: str, tag: str, value: str) -> str | None:
@@ -193,16 +217,9 @@ class _Rest:
         import time
 
         now = int(time.time() * 1000)
-        self._ask(
-            "POST",
-            "runs/log-batch",
-            run_id=run_id,
-            metrics=[
-                {"key": key, "value": value, "timestamp": now, "step": 0} for key, value in (metrics or {}).items()
-            ],
-            params=_pairs(params or {}),
-            tags=_pairs(tags or {}),
-        )
+        measured = [{"key": key, "value": value, "timestamp": now, "step": 0} for key, value in (metrics or {}).items()]
+        for batch in _batches(metrics=measured, params=_pairs(params or {}), tags=_pairs(tags or {})):
+            self._ask("POST", "runs/log-batch", run_id=run_id, **batch)
 
     def create_model(self, name: str) -> None:
         self._ask("POST", "registered-models/create", accept=("RESOURCE_ALREADY_EXISTS",), name=name)
@@ -252,6 +269,19 @@ class _Rest:
             self._ask("POST", "registered-models/alias", name=model, alias=alias, version=version)
 
 
+def _deleted(name: str, experiment_id: str) -> RegistryError:
+    fix = f"restore it: mlflow experiments restore --experiment-id {experiment_id}"
+    return RegistryError(f"the experiment {name!r} was deleted in MLflow", fix=fix)
+
+
+def _batches(**lists: list[Any]) -> Iterator[dict[str, Any]]:
+    """Part what is to be logged into pieces that MLflow takes at once."""
+    start = 0
+    while start == 0 or any(len(values) > start for values in lists.values()):
+        yield {name: values[start : start + _BATCH] for name, values in lists.items()}
+        start += _BATCH
+
+
 def _pairs(values: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"key": key, "value": value} for key, value in values.items()]
 
@@ -273,18 +303,41 @@ class _Client:
         except Exception as error:
             raise RegistryError(f"the tracking URI {uri} cannot be used: {error}") from error
 
+    def _ask(self, question: str, *arguments: Any, accept: tuple[str, ...] = (), **options: Any) -> Any:
+        """Call a method of the client. Error codes in ``accept`` give None instead of an error."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            # To resolve models:/m-... the client asks whatever registry the process points at, not its own.
+            with pointed_at(self.uri):
+                return getattr(self.client, question)(*arguments, **options)
+        except MlflowException as error:
+            if error.error_code in accept:
+                return None
+            what = f"MLflow at {self.uri}: {error.message}"
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                raise ModelNotFoundError(what) from error
+            if error.error_code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE"):
+                raise RegistryUnreachableError(what) from error
+            raise RegistryError(what) from error
+
     def experiment_id(self, name: str) -> str:
-        found = self.client.get_experiment_by_name(name)
+        found = self._ask("get_experiment_by_name", name)
         if found is None:
             # Left alone, MLflow would put artifacts under whatever folder the process happens to run in.
             beside = None
             if self.uri.startswith("sqlite:///"):
                 beside = str(Path(self.uri.removeprefix("sqlite:///")).absolute().parent / "mlflow-artifacts")
-            return str(self.client.create_experiment(name, artifact_location=beside))
+            exists = ("RESOURCE_ALREADY_EXISTS",)
+            made = self._ask("create_experiment", name, accept=exists, artifact_location=beside)
+            return str(made if made is not None else self._ask("get_experiment_by_name", name).experiment_id)
+        if found.lifecycle_stage == "deleted":
+            raise _deleted(name, found.experiment_id)
         return str(found.experiment_id)
 
     def find_run(self, experiment_id: str, tag: str, value: str) -> str | None:
-        runs = self.client.search_runs(
+        runs = self._ask(
+            "search_runs",
             [experiment_id],
             f'tags."{tag}" = {_filter_value(value)}',
             order_by=["attributes.start_time ASC"],
@@ -293,10 +346,10 @@ class _Client:
         return str(runs[0].info.run_id) if runs else None
 
     def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
-        return str(self.client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id)
+        return str(self._ask("create_run", experiment_id, run_name=name, tags=dict(tags)).info.run_id)
 
     def end_run(self, run_id: str, status: str) -> None:
-        self.client.set_terminated(run_id, status)
+        self._ask("set_terminated", run_id, status)
 
     def log(
         self,
@@ -311,53 +364,54 @@ class _Client:
         from mlflow.entities import Metric, Param, RunTag
 
         now = int(time.time() * 1000)
-        self.client.log_batch(
-            run_id,
+        for batch in _batches(
             metrics=[Metric(key, value, now, 0) for key, value in (metrics or {}).items()],
             params=[Param(key, value) for key, value in (params or {}).items()],
             tags=[RunTag(key, value) for key, value in (tags or {}).items()],
-        )
+        ):
+            self._ask("log_batch", run_id, **batch)
 
     def create_model(self, name: str) -> None:
-        if not self.client.search_registered_models(f"name = {_filter_value(name)}"):
-            self.client.create_registered_model(name)
+        self._ask("create_registered_model", name, accept=("RESOURCE_ALREADY_EXISTS",))
 
     def versions_of_run(self, model: str, run_id: str) -> list[Version]:
-        found = self.client.search_model_versions(
-            f"name = {_filter_value(model)} and run_id = {_filter_value(run_id)}"
+        found = self._ask(
+            "search_model_versions", f"name = {_filter_value(model)} and run_id = {_filter_value(run_id)}"
         )
         return sorted((_client_version(each) for each in found), key=lambda v: int(v.version))
 
     def create_version(self, model: str, source: str, run_id: str, tags: Mapping[str, str]) -> Version:
-        made = self.client.create_model_version(
-            model, source, run_id=run_id, tags=dict(tags), model_id=source.removeprefix("models:/")
-        )
+        import mlflow
+
+        model_id = source.removeprefix("models:/")
+        # The client looks the logged model up where the process's global URI points, whatever its own says.
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(self.uri)
+        try:
+            made = self._ask("create_model_version", model, source, run_id=run_id, tags=dict(tags), model_id=model_id)
+        finally:
+            mlflow.set_tracking_uri(before)
         return _client_version(made)
 
     def version(self, model: str, version: str) -> Version:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return _client_version(self.client.get_model_version(model, version))
-        except MlflowException as error:
-            raise ModelNotFoundError(f"MLflow at {self.uri}: {error}") from error
+        return _client_version(self._ask("get_model_version", model, version))
 
     def tag_version(self, model: str, version: str, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():
-            self.client.set_model_version_tag(model, version, key, value)
+            self._ask("set_model_version_tag", model, version, key, value)
 
     def describe_version(self, model: str, version: str, text: str) -> None:
-        self.client.update_model_version(model, version, description=text)
+        self._ask("update_model_version", model, version, description=text)
 
     def aliases(self, model: str) -> dict[str, str]:
-        found = self.client.search_registered_models(f"name = {_filter_value(model)}")
+        found = self._ask("search_registered_models", f"name = {_filter_value(model)}")
         return {alias: str(version) for alias, version in found[0].aliases.items()} if found else {}
 
     def set_alias(self, model: str, alias: str, version: str | None) -> None:
         if version is None:
-            self.client.delete_registered_model_alias(model, alias)
+            self._ask("delete_registered_model_alias", model, alias, accept=("RESOURCE_DOES_NOT_EXIST",))
         else:
-            self.client.set_registered_model_alias(model, alias, version)
+            self._ask("set_registered_model_alias", model, alias, version)
 
 
 def _client_version(value: Any) -> Version:

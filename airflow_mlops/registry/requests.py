@@ -89,12 +89,14 @@ class Requests:
         found = (self.find(name) for name in self.store.names("requests", self.model))
         return [recorded for recorded in found if recorded is not None]
 
-    def unanswered(self) -> list[Request]:
-        """Requests that no run has taken, or whose run gave them back, and that may still ring."""
+    def unanswered(self, is_active: Callable[[str], bool]) -> list[Request]:
+        """Requests that no run that still goes on has taken, and that may still ring."""
         return [
             recorded.request
             for recorded in self.all()
-            if recorded.state in ("requested", "released") and recorded.attempts < MAX_ATTEMPTS
+            if recorded.state != "done"
+            and recorded.attempts < MAX_ATTEMPTS
+            and not (recorded.state == "claimed" and recorded.run is not None and is_active(recorded.run))
         ]
 
     def claim(self, run: str, is_active: Callable[[str], bool]) -> list[Request]:

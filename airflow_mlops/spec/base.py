@@ -15,20 +15,27 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 class Section(BaseModel):
     """A part of the declaration: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True, ser_json_inf_nan="constants"
+    )
 
 
 def parse_duration(value: Any) -> Any:
     """Read ``90s``, ``15m``, ``24h``, ``14d``, ``2w`` or a sum such as ``1d 12h``; pass a ``timedelta`` through."""
     if isinstance(value, timedelta):
+        if value < timedelta(0) or value.microseconds:
+            raise ValueError(f"{value!r} is no duration of whole seconds, 0 or more")
         return value
     if isinstance(value, str):
         text = value.strip()
         parts = _DURATION.findall(text)
         if parts and not _DURATION.sub("", text).strip():
             total = timedelta()
-            for number, unit in parts:
-                total += timedelta(**{_UNITS[unit]: int(number)})
+            try:
+                for number, unit in parts:
+                    total += timedelta(**{_UNITS[unit]: int(number)})
+            except OverflowError as error:
+                raise ValueError(f"{value!r} is a longer duration than can be counted") from error
             return total
     raise ValueError(f"{value!r} is not a duration; write a number and a unit: 90s, 15m, 24h, 14d, 2w")
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import yaml
 from pydantic import Field
 
 from airflow_mlops.errors import DeclarationError
 from airflow_mlops.spec.base import Section
-from airflow_mlops.spec.load import read_documents, validate
+from airflow_mlops.spec.load import read_documents, to_yaml, validate
 
 ColumnType = Literal["integer", "number", "boolean", "string", "timestamp", "date"]
 Severity = Literal["warn", "stop"]
@@ -68,10 +68,15 @@ def dump_schema(schema: DataSchema) -> str:
     columns = body.pop("columns")
     lines = ["apiVersion: airflow-mlops/schema/v1"]
     if body:
-        lines.append(yaml.safe_dump(body, sort_keys=False).strip())
-    lines.append("columns:")
+        lines.append(to_yaml(body).strip())
+    lines.append("columns:" if columns else "columns: {}")
     for name, column in columns.items():
-        key = yaml.safe_dump(name, default_flow_style=True, allow_unicode=True).removesuffix("...\n").strip()
-        value = yaml.safe_dump(column, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True)
-        lines.append(f"  {key}: {value.strip()}")
+        lines.append(f"  {_on_one_line(name)}: {_on_one_line(column)}")
     return "\n".join(lines) + "\n"
+
+
+def _on_one_line(value: Any) -> str:
+    text = to_yaml([value], default_flow_style=True, width=math.inf).strip()
+    if "\n" in text:
+        text = to_yaml([value], default_flow_style=True, width=math.inf, default_style='"').strip()
+    return text[1:-1]

@@ -18,6 +18,7 @@ _BaseLoader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Path_ = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
 
+_MOST_VALUES = 100_000
 STAGE_KEYS = {"data", "prepare", "train", "evaluate", "validate_model", "monitor", "retrain", "predict"}
 
 
@@ -29,9 +30,32 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in _BaseLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes all that `_Loader` would read as something else than the same text."""
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # Line breaks of YAML 1.1 that are kept in no other style.
+    style = '"' if any(mark in text for mark in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
+
+
+def to_yaml(value: Any, **style: Any) -> str:
+    """Write plain values so that the same values are read back."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style)
+    return text
 
 
 class Document(NamedTuple):
@@ -100,42 +124,71 @@ def read_documents(file: str | Path) -> list[Document]:
         line = mark.line + 1 if mark else 1
         what = " ".join(part for part in (error.context, error.problem) if part)
         raise DeclarationError([f"{name}:{line}: not valid YAML: {what}"]) from error
-    except yaml.YAMLError as error:
-        raise DeclarationError([f"{name}: not valid YAML: {error}"]) from error
+    except yaml.reader.ReaderError as error:
+        what = f"the character {chr(error.character)!r} is not allowed"
+        raise DeclarationError([f"{name}: not valid YAML: {what}"]) from error
+    except RecursionError as error:
+        raise DeclarationError([f"{name}: not valid YAML: it is nested too deeply"]) from error
     return [document for document in documents if document.value is not None]
+
+
+def _construct(loader: Any, node: yaml.Node) -> Any:
+    try:
+        return loader.construct_object(node, deep=True)
+    except (ValueError, KeyError) as error:
+        kind = node.tag.rsplit(":", 1)[-1]
+        raise yaml.MarkedYAMLError(problem=f"{node.value!r} is no {kind}", problem_mark=node.start_mark) from error
 
 
 def _document(loader: Any, root: yaml.Node, file: str) -> Document:
     lines: dict[Path_, int] = {}
     problems: list[str] = []
+    merged: dict[int, set[int]] = {}
+
+    def own_keys(node: yaml.MappingNode) -> set[int]:
+        """The keys that a mapping holds itself; those merged into it by `<<` are meant to be overridden."""
+        if id(node) not in merged:
+            own = {id(key) for key, _ in node.value}
+            loader.flatten_mapping(node)
+            merged[id(node)] = own
+        return merged[id(node)]
 
     def walk(node: yaml.Node, path: Path_, around: tuple[int, ...]) -> Any:
         line = node.start_mark.line + 1
         lines.setdefault(path, line)
+        if len(lines) > _MOST_VALUES:
+            what = f"more than {_MOST_VALUES} values, counting each alias as what it stands for"
+            raise yaml.MarkedYAMLError(problem=what, problem_mark=node.start_mark)
         if id(node) in around:
             problems.append(f"{file}:{line}: an alias refers to what it stands in; try: write the value out")
             return None
         around = (*around, id(node))
         if isinstance(node, yaml.MappingNode):
-            loader.flatten_mapping(node)
+            own = own_keys(node)
+            seen: set[str] = set()
             mapping: dict[Any, Any] = {}
             for key_node, value_node in node.value:
-                key = loader.construct_object(key_node, deep=True)
                 key_line = key_node.start_mark.line + 1
+                if not isinstance(key_node, yaml.ScalarNode):
+                    problems.append(f"{file}:{key_line}: a key is a list or a mapping; allowed: text")
+                    continue
+                key = _construct(loader, key_node)
                 if not isinstance(key, str):
                     problems.append(
                         f"{file}:{key_line}: the key {key_node.value!r} is read as {type(key).__name__} {key!r}; "
                         f"allowed: text; try: quote it, '{key_node.value}'"
                     )
                     continue
-                if key in mapping:
-                    problems.append(f"{file}:{key_line}: the key {key!r} stands twice; try: keep one")
+                if id(key_node) in own:
+                    if key in seen:
+                        problems.append(f"{file}:{key_line}: the key {key!r} stands twice; try: keep one")
+                    seen.add(key)
                 lines[(*path, key)] = key_line
                 mapping[key] = walk(value_node, (*path, key), around)
             return mapping
         if isinstance(node, yaml.SequenceNode):
             return [walk(item, (*path, index), around) for index, item in enumerate(node.value)]
-        return loader.construct_object(node, deep=True)
+        return _construct(loader, node)
 
     value = walk(root, (), ())
     return Document(value, lines, file, tuple(problems))
@@ -178,7 +231,7 @@ def _problems(model: type[BaseModel], document: Document, name: Any, error: Vali
             what = f"unknown key {item['loc'][-1]!r}"
             allowed, fix = ", ".join(keys), close[0] if close else None
         elif item["type"] == "missing":
-            what = f"{'.'.join(map(str, item['loc']))!r} is missing"
+            what = f"{_dotted((*path, item['loc'][-1]))!r} is missing"
         elif item["type"] == "literal_error":
             what = f"{_dotted(path)} is {item['input']!r}"
             allowed = str(context.get("expected", ""))
@@ -279,5 +332,4 @@ def dump_pipeline(pipeline: Pipeline) -> str:
     """Write a pipeline as YAML that `load_pipeline` reads back to an equal object; defaults are left out."""
     body: Mapping[str, Any] = pipeline.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     head = {"apiVersion": pipeline.api_version, "name": pipeline.name}
-    text: str = yaml.safe_dump({**head, **body}, sort_keys=False, allow_unicode=True)
-    return text
+    return to_yaml({**head, **body})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 from importlib import import_module
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from airflow_mlops.spec.base import Callable, Duration, Estimator, Names, Section
 from airflow_mlops.spec.metrics import Task
@@ -139,8 +139,9 @@ class DataDrift(Section):
     false_alarm_rate: float = Field(0.01, gt=0, lt=0.5)
     """The chance of an alarm on a window without drift, over all columns together (Bonferroni)."""
     min_effect: float = Field(0.1, ge=0)
-    """How far a column must move to count, whatever its p-value: normed Wasserstein distance for numbers,
-    Jensen-Shannon distance for categories."""
+    """How far a column of numbers must move to count, in standard deviations of the reference (normed Wasserstein)."""
+    min_category_effect: float = Field(0.1, ge=0, le=1)
+    """How far a column of categories (Jensen-Shannon distance, at most 0.83) or a share of nulls must move to count."""
     min_rows: int = Field(200, ge=20)
     """Fewer rows than this decide nothing."""
     columns: Names = ()
@@ -169,12 +170,22 @@ class ModelTrigger(Section):
     """The other pipeline's name."""
 
 
+def _kind_of(trigger: Any) -> str:
+    return "ModelTrigger" if isinstance(trigger, (dict, ModelTrigger)) else "drift"
+
+
+Trigger = Annotated[
+    Annotated[Literal["drift"], Tag("drift")] | Annotated[ModelTrigger, Tag("ModelTrigger")], Discriminator(_kind_of)
+]
+"""``drift``, or ``{model: NAME}``; told apart first, so that a mistake is reported once."""
+
+
 class Retrain(Section):
     """What starts a training besides the schedule and a person."""
 
     mode: Literal["auto", "observe"] = "auto"
     """``auto`` requests a retraining on drift; ``observe`` only records the verdict."""
-    triggers: tuple[Literal["drift"] | ModelTrigger, ...] = ("drift",)
+    triggers: tuple[Trigger, ...] = ("drift",)
     """``drift``, and ``{model: NAME}`` for another pipeline's promotions."""
     cooldown: Duration = timedelta(0)
     """How long after a promotion or rejection no drift requests a retraining."""

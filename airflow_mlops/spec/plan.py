@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 from airflow_mlops.spec import stages
@@ -23,12 +22,8 @@ class Node(NamedTuple):
 
     @property
     def stage(self) -> str:
+        """The stage's kind."""
         return self.params.stage
-
-
-def resolve(base: str, path: str) -> str:
-    """Make a path relative to the declaration absolute; leave a URI as it is."""
-    return path if "://" in path or os.path.isabs(path) else os.path.normpath(os.path.join(base, path))
 
 
 def excluded_columns(pipeline: Pipeline) -> tuple[str, ...]:
@@ -39,19 +34,17 @@ def excluded_columns(pipeline: Pipeline) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*names, group) if group else names))
 
 
-def _extract(pipeline: Pipeline, base: str, last: int) -> stages.Extract:
+def _extract(pipeline: Pipeline, last: int) -> stages.Extract:
     data = pipeline.data
-    source = resolve(base, data.source)
-    return stages.Extract(source=source, format=data.format, time=data.time, grain=pipeline.grain, last=last)
+    return stages.Extract(source=data.source, format=data.format, time=data.time, grain=pipeline.grain, last=last)
 
 
-def _validate_data(pipeline: Pipeline, base: str, target: str | None) -> stages.ValidateData:
-    file = pipeline.data.schema_file
-    schema = resolve(base, file) if file else None
-    return stages.ValidateData(data_schema=schema, target=target, time=pipeline.data.time)
+def _validate_data(pipeline: Pipeline) -> stages.ValidateData:
+    data = pipeline.data
+    return stages.ValidateData(data_schema=data.schema_file, target=data.target, time=data.time)
 
 
-def train_plan(pipeline: Pipeline, base: str) -> tuple[Node, ...]:
+def train_plan(pipeline: Pipeline) -> tuple[Node, ...]:
     """The stages from raw rows to the champion.
 
     Registration stands before the gate: every trained model is registered, and a rejected one skips only what follows
@@ -61,12 +54,10 @@ def train_plan(pipeline: Pipeline, base: str) -> tuple[Node, ...]:
     split = prepare.split.model_copy(update={"by": prepare.split.by or ("time" if data.time else "random")})
     gate = pipeline.validate_model
     return (
-        Node(_extract(pipeline, base, train.windows.last)),
-        Node(_validate_data(pipeline, base, data.target), {"data": ("extract", "data")}),
+        Node(_extract(pipeline, train.windows.last)),
+        Node(_validate_data(pipeline), {"data": ("extract", "data")}),
         Node(
-            stages.Prepare(
-                target=data.target, features=prepare.features, time=data.time, split=split, seed=train.seed
-            ),
+            stages.Prepare(target=data.target, features=prepare.features, time=data.time, split=split, seed=train.seed),
             {"data": ("extract", "data")},
             after=("validate_data",),
         ),
@@ -106,21 +97,20 @@ def train_plan(pipeline: Pipeline, base: str) -> tuple[Node, ...]:
     )
 
 
-def predict_plan(pipeline: Pipeline, base: str) -> tuple[Node, ...]:
+def predict_plan(pipeline: Pipeline) -> tuple[Node, ...]:
     """The stages from raw rows to predictions."""
     data = pipeline.data
-    output = pipeline.predict.output
     keep = tuple(dict.fromkeys((*data.key, *((data.time,) if data.time else ()))))
     return (
-        Node(_extract(pipeline, base, 1)),
+        Node(_extract(pipeline, 1)),
         Node(
-            stages.BatchPredict(destination=resolve(base, output) if output else None, keep=keep),
+            stages.BatchPredict(destination=pipeline.predict.output, keep=keep),
             {"data": ("extract", "data")},
         ),
     )
 
 
-def monitor_node(pipeline: Pipeline, base: str) -> Node:
+def monitor_node(pipeline: Pipeline) -> Node:
     """The one stage of monitoring."""
-    extract = _extract(pipeline, base, pipeline.monitor.windows.last)
+    extract = _extract(pipeline, pipeline.monitor.windows.last)
     return Node(stages.Monitor(**extract.model_dump(), data_drift=pipeline.monitor.data_drift))

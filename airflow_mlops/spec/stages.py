@@ -5,7 +5,7 @@ A class here is the one place where a stage's parameters are named, typed and do
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
@@ -17,15 +17,30 @@ from airflow_mlops.spec.pipeline import DataDrift, Split, VersusChampion
 from airflow_mlops.spec.window import Grain
 
 
+def resolve(base: str, path: str) -> str:
+    """Make a path relative to the declaration absolute; leave a URI as it is."""
+    return path if "://" in path or os.path.isabs(path) else os.path.normpath(os.path.join(base, path))
+
+
 class StageParams(Section):
-    """The params of one stage. ``code_fields`` names those that hold paths of the user's own functions."""
+    """The params of one stage.
+
+    ``code_fields`` names those that hold paths of the user's own functions, ``path_fields`` those that hold files.
+    """
 
     stage: ClassVar[str]
     code_fields: ClassVar[tuple[str, ...]] = ()
+    path_fields: ClassVar[tuple[str, ...]] = ()
 
-    def resolved(self) -> Self:
-        """Read what lies in files beside the declaration, so that the Call carries content and no path."""
-        return self
+    def resolved(self, base: str) -> Self:
+        """Make paths absolute, and read what lies in small files, so that the Call carries content where it can.
+
+        Args:
+            base: the folder that relative paths start from.
+        """
+        paths = {field: getattr(self, field) for field in self.path_fields}
+        changes = {field: resolve(base, path) for field, path in paths.items() if isinstance(path, str)}
+        return self.model_copy(update=changes) if changes else self
 
     def callables(self) -> list[str]:
         """The user's functions and classes that the stage will import."""
@@ -36,6 +51,7 @@ class Extract(StageParams):
     """Read windows of the source into one immutable Parquet snapshot."""
 
     stage = "extract"
+    path_fields = ("source",)
     source: str
     """A Parquet or CSV file: a path or any fsspec URI. ``{window}`` stands for each window's key."""
     format: Literal["parquet", "csv"] | None = None
@@ -57,6 +73,7 @@ class ValidateData(StageParams):
     """Hold rows against the data schema: hard rules stop the run, soft ones warn."""
 
     stage = "validate_data"
+    path_fields = ("data_schema",)
     data_schema: DataSchema | str | None = Field(None, alias="schema")
     """The schema, or the file that holds it. Default: only the target and the row count are checked."""
     target: str | None = None
@@ -64,10 +81,12 @@ class ValidateData(StageParams):
     time: str | None = None
     """The time column; it must be there and hold times."""
 
-    def resolved(self) -> Self:
-        if isinstance(self.data_schema, str):
-            return self.model_copy(update={"data_schema": load_schema(Path(self.data_schema))})
-        return self
+    def resolved(self, base: str) -> Self:
+        """Read the schema's file as well."""
+        located = super().resolved(base)
+        if isinstance(located.data_schema, str):
+            return located.model_copy(update={"data_schema": load_schema(located.data_schema)})
+        return located
 
 
 class Prepare(StageParams):
@@ -164,6 +183,7 @@ class BatchPredict(StageParams):
     """Score rows with the champion and write one partition of predictions."""
 
     stage = "batch_predict"
+    path_fields = ("destination",)
     destination: str | None = None
     """The folder of predictions: a path or any fsspec URI. Default: ``predictions/<pipeline>`` in the store."""
     keep: Names = ()
@@ -174,6 +194,7 @@ class Monitor(StageParams):
     """Compare a window's rows with the champion's reference."""
 
     stage = "monitor"
+    path_fields = ("source",)
     source: str
     """Where the window's rows come from, as in extraction."""
     format: Literal["parquet", "csv"] | None = None

@@ -57,13 +57,14 @@ def _shift(grain: Grain, start: datetime, count: int) -> datetime:
     return start.replace(year=total // 12, month=total % 12 + 1)
 
 
+# By isoformat, which fills years up to four digits; strftime leaves that to the C library.
 _FORMATS: dict[Grain, Callable[[datetime], str]] = {
-    "hour": lambda at: f"{at:%Y-%m-%dT%H}",
-    "day": lambda at: f"{at:%Y-%m-%d}",
-    "week": lambda at: f"{at:%G-W%V}",
-    "month": lambda at: f"{at:%Y-%m}",
-    "quarter": lambda at: f"{at:%Y}-Q{(at.month + 2) // 3}",
-    "year": lambda at: f"{at:%Y}",
+    "hour": lambda at: at.isoformat()[:13],
+    "day": lambda at: at.isoformat()[:10],
+    "week": lambda at: "{:04}-W{:02}".format(*at.isocalendar()),
+    "month": lambda at: at.isoformat()[:7],
+    "quarter": lambda at: f"{at.year:04}-Q{(at.month + 2) // 3}",
+    "year": lambda at: f"{at.year:04}",
 }
 
 _PATTERNS: dict[Grain, str] = {
@@ -108,8 +109,11 @@ def parse_key(grain: Grain, key: str) -> Window:
             else:
                 form = {"hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "month": "%Y-%m", "year": "%Y"}[grain]
                 start = datetime.strptime(key, form)
-            return window_at(grain, start)
-        except ValueError:
+            window = window_at(grain, start)
+            # Python before 3.13 reads week 53 of a year with 52 weeks as the first week of the next.
+            if window.key == key:
+                return window
+        except (ValueError, OverflowError):
             pass
     raise DataNotFoundError(
         f"{key!r} is not a window of one {grain}",

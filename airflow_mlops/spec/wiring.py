@@ -1,4 +1,7 @@
-"""What only the whole shows: rules between the parts of a declaration, and between declarations. Nothing is imported."""
+"""What only the whole shows: rules between the parts of a declaration, and between declarations.
+
+Nothing is imported.
+"""
 
 from __future__ import annotations
 
@@ -165,11 +168,11 @@ def check_all(declarations: Sequence[Declaration]) -> Iterator[str]:
         for name, d in by_name.items()
     }
     told: set[frozenset[str]] = set()
-    for name in by_name:
+    for name, declaration in by_name.items():
         cycle = _cycle(edges, name)
         if cycle and frozenset(cycle) not in told:
             told.add(frozenset(cycle))
-            yield by_name[name].problem(
+            yield declaration.problem(
                 ("retrain", "triggers"),
                 f"retraining goes round in a circle: {' -> '.join((*cycle, cycle[0]))}",
                 fix="leave one of these triggers out",

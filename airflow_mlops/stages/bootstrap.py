@@ -2,8 +2,9 @@
 
 Both models are scored on the same rows. Rows are drawn with replacement, both metrics are computed on every draw, and
 the spread of their difference gives its confidence bound (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
-ch. 13: the percentile interval). A draw is a vector of counts, one a row, and every metric here is a function of counts;
-nothing is sorted again, which makes a thousand draws of twenty thousand rows a matter of a second. Only numpy is loaded.
+ch. 13: the percentile interval). A draw is a vector of counts, one a row, and every metric here is a function of
+counts; nothing is sorted again, which makes a thousand draws of twenty thousand rows a matter of a second. Only numpy
+is loaded.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ def measure(metric: str, scores: Scores) -> Measure:
         GateError: when the metric needs probabilities and the model gives none.
     """
     if METRICS[metric].needs == "probability" and scores.probability is None:
-        raise GateError(f"{metric!r} needs probabilities, and the model gives labels only", fix="gate on another metric")
+        raise GateError(
+            f"{metric!r} needs probabilities, and the model gives labels only", fix="gate on another metric"
+        )
     truth, prediction = scores.truth, scores.prediction
     if scores.probability is None:
         return _regression(metric, truth.astype(float), prediction.astype(float))

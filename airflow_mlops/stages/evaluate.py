@@ -18,12 +18,12 @@ from sklearn import metrics as sk
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, Outcome
 from airflow_mlops.errors import DataError, GateError, RegistryUnreachableError
-from airflow_mlops.registry.mlflow_api import Version
+from airflow_mlops.registry.mlflow_api import Version, pointed_at
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.spec.metrics import DEFAULT_METRICS, METRICS, metrics_of
 from airflow_mlops.spec.stages import Evaluate
 from airflow_mlops.stages.bootstrap import Scores
-from airflow_mlops.stages.model_io import ROWS, Facts, Model, download, loaded, raw_rows, read_facts, tracking
+from airflow_mlops.stages.model_io import ROWS, Facts, Model, download, loaded, raw_rows, read_facts
 from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.rows import row_hashes
 from airflow_mlops.stages.tables import read_table, require_columns, to_frame, write_table
@@ -39,7 +39,7 @@ def run(call: Call, params: Evaluate, store: Store) -> Outcome:
     table = read_table(call.input("test"), store)
     registry = ModelRegistry.of(call, store)
     run_id = registry.run_of(call)
-    with tempfile.TemporaryDirectory() as scratch, tracking(registry.ref):
+    with tempfile.TemporaryDirectory() as scratch, pointed_at(registry.ref.uri):
         folder = Path(scratch)
         facts = read_facts(run_id, folder / "facts")
         if facts.model_digest != call.input("model").digest:
@@ -50,9 +50,7 @@ def run(call: Call, params: Evaluate, store: Store) -> Outcome:
             scores = score(model, table, truth)
         names = metric_names(params, facts)
         values = {name: evaluate(name, scores) for name in names}
-        slices = {
-            column: _by_slice(table, column, scores, names) for column in params.slices if _has(table, column)
-        }
+        slices = {column: _by_slice(table, column, scores, names) for column in params.slices if _has(table, column)}
         scored = _columns("challenger", scores)
         champion = _champion(registry) if params.versus_champion else None
         if champion is not None:
@@ -119,7 +117,8 @@ def metric_names(params: Evaluate, facts: Facts) -> tuple[str, ...]:
     wrong = [name for name in names if name not in METRICS or facts.task not in METRICS[name].tasks]
     if wrong:
         raise GateError(
-            f"the task {facts.task!r} has no metric {', '.join(map(repr, wrong))}", allowed=", ".join(metrics_of(facts.task))
+            f"the task {facts.task!r} has no metric {', '.join(map(repr, wrong))}",
+            allowed=", ".join(metrics_of(facts.task)),
         )
     return tuple(names)
 
@@ -171,9 +170,7 @@ _MEASURES: dict[str, Callable[[Scores], float]] = {
     "accuracy": lambda s: sk.accuracy_score(s.truth, s.prediction),
     "balanced_accuracy": lambda s: sk.balanced_accuracy_score(s.truth, s.prediction),
     "f1_macro": lambda s: sk.f1_score(s.truth, s.prediction, average="macro", zero_division=0),
-    "roc_auc_ovr": lambda s: sk.roc_auc_score(
-        s.truth, _all(s), multi_class="ovr", labels=np.arange(_all(s).shape[1])
-    ),
+    "roc_auc_ovr": lambda s: sk.roc_auc_score(s.truth, _all(s), multi_class="ovr", labels=np.arange(_all(s).shape[1])),
     "rmse": lambda s: sk.root_mean_squared_error(s.truth, s.prediction),
     "mae": lambda s: sk.mean_absolute_error(s.truth, s.prediction),
     "median_ae": lambda s: sk.median_absolute_error(s.truth, s.prediction),
@@ -261,7 +258,7 @@ def _score_champion(
     with loaded(theirs, scratch / "champion_model") as model:
         columns = _columns("champion", score(model, table, truth))
     trained_on = pq.read_table(download(champion.run_id, ROWS, scratch / "champion"))["hash"].to_numpy()
-    require_columns(table.column_names, {name: "the champion was trained with it" for name in theirs.hash_columns})
+    require_columns(table.column_names, dict.fromkeys(theirs.hash_columns, "the champion was trained with it"))
     seen = np.isin(row_hashes(to_frame(table.select(list(theirs.hash_columns)))), trained_on)
     return {**columns, "champion.seen": pa.array(seen)}
 

@@ -41,9 +41,7 @@ def extract(params: Extract, window: Window | None, store: Store) -> ArtifactRef
     files = _files(params, windows)
     inputs = [_Input(file, params.format) for file in files]
     try:
-        schema = canonical(
-            pa.unify_schemas([canonical(each.schema) for each in inputs], promote_options="permissive")
-        )
+        schema = canonical(pa.unify_schemas([canonical(each.schema) for each in inputs], promote_options="permissive"))
     except pa.ArrowTypeError as error:
         raise SchemaError(
             f"the files of {params.source} have a column of different types: {error}",
@@ -72,7 +70,9 @@ def _files(params: Extract, windows: tuple[Window, ...]) -> list[str]:
     if "{window}" not in params.source:
         files = files_of(params.source, None)
         if not files:
-            raise DataNotFoundError(f"there is no file {params.source}", fix="correct data.source, or put the file there")
+            raise DataNotFoundError(
+                f"there is no file {params.source}", fix="correct data.source, or put the file there"
+            )
         return files
     if not windows:
         raise DataNotFoundError(f"{params.source} comes in windows, and the run has none", fix="give the run a window")
@@ -156,10 +156,18 @@ class _Reading:
 def _fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Bring a table to the common schema: its order, its types, nulls where it lacks a column."""
     table = table.cast(canonical(table.schema))
-    columns = [
-        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
-        for field in schema
-    ]
+    columns = []
+    for field in schema:
+        if field.name not in table.column_names:
+            columns.append(pa.nulls(table.num_rows, field.type))
+            continue
+        try:
+            columns.append(table[field.name].cast(field.type))
+        except pa.ArrowInvalid as error:
+            raise SchemaError(
+                f"the column {field.name!r} does not fit into {field.type}, the type it has over all windows: {error}",
+                fix="write it with one type in every window",
+            ) from error
     return pa.table(columns, schema=schema)
 
 
@@ -178,7 +186,5 @@ def _within(table: pa.Table, time: str | None, windows: tuple[Window, ...]) -> p
     naive = column.type.tz is None
     first, last = (at.replace(tzinfo=None) if naive else at for at in (windows[0].start, windows[-1].end))
     kind = column.type
-    inside = pc.and_(
-        pc.greater_equal(column, pa.scalar(first, kind)), pc.less(column, pa.scalar(last, kind))
-    )
+    inside = pc.and_(pc.greater_equal(column, pa.scalar(first, kind)), pc.less(column, pa.scalar(last, kind)))
     return table.filter(inside)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,16 +19,21 @@ from typing import Any, Literal
 import mlflow
 import pandas as pd
 import pyarrow as pa
-import skops.io
 from pydantic import BaseModel, ConfigDict
 
 from airflow_mlops.call.code import code_scope
 from airflow_mlops.call.store import digest_of_file
-from airflow_mlops.call.wire import RegistryRef
 from airflow_mlops.errors import CodeError, GateError, RegistryUnreachableError, SchemaError, StoreError
 from airflow_mlops.spec.metrics import Task
 from airflow_mlops.stages.tables import require_columns
 from airflow_mlops.stages.validate_data import type_of
+
+with warnings.catch_warnings():
+    # While it is imported, skops looks through every module there is, and Airflow's deprecated names complain.
+    warnings.simplefilter("ignore")
+    import skops.io
+
+dump_skops = skops.io.dump
 
 FACTS = "mlops/model.json"
 ROWS = "mlops/training_rows.parquet"
@@ -132,32 +138,17 @@ def model_digest(file: Path) -> str:
                 numbered = {}
                 for key, entry in value.items():
                     if key == "__id__":
-                        entry = order.setdefault(str(entry), str(len(order)))
+                        numbered[key] = order.setdefault(str(entry), str(len(order)))
                     elif key == "file":
-                        content = hashlib.sha256(archive.read(entry)).hexdigest()
-                        entry = content
+                        numbered[key] = hashlib.sha256(archive.read(entry)).hexdigest()
                     else:
-                        entry = number(entry)
-                    numbered[key] = entry
+                        numbered[key] = number(entry)
                 return numbered
             return [number(entry) for entry in value] if isinstance(value, list) else value
 
         canonical = number(schema)
     text = json.dumps(canonical, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
-
-
-@contextmanager
-def tracking(ref: RegistryRef) -> Iterator[None]:
-    """Let MLflow's own functions speak to the registry of a Call."""
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    mlflow.set_tracking_uri(ref.uri)
-    mlflow.set_registry_uri(ref.uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
 
 
 def download(run_id: str, path: str, target: Path) -> Path:
@@ -168,7 +159,8 @@ def download(run_id: str, path: str, target: Path) -> Path:
         text = str(error)
         if "does not exist" in text or "No such" in text or "404" in text or isinstance(error, FileNotFoundError):
             raise GateError(
-                f"the run {run_id} has no artifact {path}: its model was not trained by airflow_mlops, or it was removed",
+                f"the run {run_id} has no artifact {path}: "
+                "its model was not trained by airflow_mlops, or it was removed",
                 fix="train a model with a pipeline, and let it be promoted",
             ) from error
         raise RegistryUnreachableError(f"the artifact {path} of run {run_id} cannot be fetched: {text}") from error
@@ -231,7 +223,7 @@ def raw_rows(table: pa.Table, facts: Facts) -> pd.DataFrame:
     Raises:
         SchemaError: when a column is missing or of another type.
     """
-    require_columns(table.column_names, {name: "the model takes it" for name in facts.columns})
+    require_columns(table.column_names, dict.fromkeys(facts.columns, "the model takes it"))
     columns = []
     for name, wanted in facts.columns.items():
         values = table[name]
@@ -245,10 +237,21 @@ def raw_rows(table: pa.Table, facts: Facts) -> pd.DataFrame:
                     fix="mend the data, or train a model on data of this form",
                 )
             if not (pa.types.is_floating(values.type) and pa.types.is_integer(kind)):
-                values = values.cast(kind)
+                values = _cast(name, values, kind)
         columns.append(values)
     frame: pd.DataFrame = pa.table(columns, names=list(facts.columns)).to_pandas()
     return frame
+
+
+def _cast(name: str, values: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    try:
+        # A finer clock is no other column: what is below the model's unit is cut off.
+        return values.cast(kind, safe=not pa.types.is_timestamp(kind))
+    except pa.ArrowInvalid as error:
+        raise SchemaError(
+            f"the column {name!r} holds values that do not fit into {kind}, which the model was trained on: {error}",
+            fix="mend the data, or train a model on data of this form",
+        ) from error
 
 
 def _arrow_type(text: str) -> pa.DataType:

@@ -60,7 +60,9 @@ def _confusion(scores: Scores, facts: Facts, folder: Path) -> None:
         for row, counts in enumerate(table):
             for column, count in enumerate(counts):
                 share = count / max(1, counts.sum())
-                axes.text(column, row, f"{count:,}", ha="center", va="center", color="white" if share > 0.5 else "black")
+                axes.text(
+                    column, row, f"{count:,}", ha="center", va="center", color="white" if share > 0.5 else "black"
+                )
     figure.savefig(folder / "confusion.png", dpi=110)
 
 

@@ -1,4 +1,7 @@
-"""Promotion: a version whose gate said yes becomes the champion, if the champion is still the one it was judged against."""
+"""Promotion: a version whose gate said yes becomes the champion.
+
+Unless the champion is no longer the one it was judged against.
+"""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ def _plain(kind: pa.DataType) -> pa.DataType:
         return _plain(kind.value_type)
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return pa.string()
-    return kind
+    # scikit-learn and pandas know decimals only as objects, which would pass for texts.
+    return pa.float64() if pa.types.is_decimal(kind) else kind
 
 
 def schema_id(schema: pa.Schema) -> str:

@@ -19,11 +19,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import skops.io
 from mlflow.models import ModelSignature, infer_signature
-from mlflow.types.schema import ColSpec, Schema
+from mlflow.types.schema import ColSpec, Schema, TensorSpec
 from sklearn.base import is_classifier, is_regressor
-from sklearn.compose import ColumnTransformer, make_column_selector
+from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline as SklearnPipeline
 from sklearn.pipeline import make_pipeline
@@ -34,10 +33,11 @@ from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
 from airflow_mlops.drift.profile import profile
 from airflow_mlops.errors import CodeError, DataError, RegistryUnreachableError
+from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
 from airflow_mlops.spec.metrics import Task
 from airflow_mlops.spec.stages import Train
-from airflow_mlops.stages.model_io import FACTS, REFERENCE, ROWS, Facts, model_digest, tracking, trusted_types
+from airflow_mlops.stages.model_io import FACTS, REFERENCE, ROWS, Facts, dump_skops, model_digest, trusted_types
 from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.prepare import call_features
 from airflow_mlops.stages.rows import row_hashes
@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 _EXAMPLE_ROWS = 5
 _REFERENCE_ROWS = 50_000
 _MAX_CATEGORIES = 50
+_TIMES = {"date", "datetime", "time", "timedelta"}
 
 
 def run(call: Call, params: Train, store: Store) -> Outcome:
@@ -74,7 +75,7 @@ def run(call: Call, params: Train, store: Store) -> Outcome:
     registry = ModelRegistry.of(call, store)
     run_id = registry.run_of(call)
     code = unpack(call.code, store) if call.code else None
-    with tempfile.TemporaryDirectory() as folder, tracking(registry.ref):
+    with tempfile.TemporaryDirectory() as folder, pointed_at(registry.ref.uri):
         facts = _log_model(model, facts, params, frame[columns].head(_EXAMPLE_ROWS), run_id, code, Path(folder))
         hashes = np.unique(row_hashes(frame[list(hash_columns)]))
         _write_bundle(Path(folder, "mlops"), facts, hashes, call, params, store)
@@ -118,7 +119,8 @@ def fit(rows: pd.DataFrame, target: pd.Series[Any], params: Train) -> tuple[Any,
     """
     if target.isna().any():
         raise DataError(
-            f"the target {params.target!r} has {int(target.isna().sum())} nulls", fix="leave these rows out at the source"
+            f"the target {params.target!r} has {int(target.isna().sum())} nulls",
+            fix="leave these rows out at the source",
         )
     select = ColumnTransformer([("raw", "passthrough", list(rows.columns))], verbose_feature_names_out=False)
     steps: list[tuple[str, Any]] = [("columns", select.set_output(transform="pandas").fit(rows))]
@@ -165,7 +167,9 @@ def _preprocess(params: Train, frame: pd.DataFrame) -> Any:
         with _user_code(params.preprocess):
             transformer = make()
         if not (hasattr(transformer, "fit") and hasattr(transformer, "transform")):
-            raise CodeError(f"{params.preprocess} gives {type(transformer).__name__}", allowed="an unfitted transformer")
+            raise CodeError(
+                f"{params.preprocess} gives {type(transformer).__name__}", allowed="an unfitted transformer"
+            )
         return transformer
     if params.function:
         return None
@@ -180,7 +184,11 @@ def default_preprocess(frame: pd.DataFrame, *, keep_numbers: bool) -> Any:
         keep_numbers: leave numbers as they are: the feature function has dealt with them.
     """
     numbers = list(frame.select_dtypes(include="number").columns)
-    texts = list(frame.select_dtypes(include=["object", "string", "category", "bool"]).columns)
+    texts = [
+        name
+        for name in frame.select_dtypes(include=["object", "string", "category", "bool"]).columns
+        if pd.api.types.infer_dtype(frame[name], skipna=True) not in _TIMES
+    ]
     other = [name for name in frame.columns if name not in numbers and name not in texts]
     if other:
         log.warning("no features are made of %s: give prepare.features to use them", ", ".join(map(str, other)))
@@ -190,7 +198,9 @@ def default_preprocess(frame: pd.DataFrame, *, keep_numbers: bool) -> Any:
     encode = OneHotEncoder(
         handle_unknown="infrequent_if_exist", max_categories=_MAX_CATEGORIES, sparse_output=False, dtype=np.float64
     )
-    return ColumnTransformer([("numbers", "passthrough" if keep_numbers else impute, numbers), ("texts", encode, texts)])
+    return ColumnTransformer(
+        [("numbers", "passthrough" if keep_numbers else impute, numbers), ("texts", encode, texts)]
+    )
 
 
 def _fit_estimator(params: Train, values: Any, target: pd.Series[Any]) -> Any:
@@ -246,7 +256,9 @@ def _task_of(model: Any, target: pd.Series[Any], params: Train) -> Task:
             fix="declare task: binary, multiclass or regression",
         )
     if params.ml_task is not None and params.ml_task != found:
-        raise DataError(f"the task is declared {params.ml_task!r}, but model and target say {found!r}", fix=f"task: {found}")
+        raise DataError(
+            f"the task is declared {params.ml_task!r}, but model and target say {found!r}", fix=f"task: {found}"
+        )
     return found
 
 
@@ -258,7 +270,7 @@ def _log_model(
     trusted, file = None, scratch / "model.skops"
     if skops_format:
         try:
-            skops.io.dump(model, file)
+            dump_skops(model, file)
         except Exception as error:
             raise CodeError(
                 f"the model cannot be written with skops: {type(error).__name__}: {error}",
@@ -269,7 +281,9 @@ def _log_model(
         warnings.simplefilter("ignore")
         found = infer_signature(example, model.predict(example))
     # A null in the example says that a value may be missing, not that the column may.
-    inputs = [ColSpec(column.type, column.name, required=True) for column in found.inputs.inputs]
+    inputs: list[ColSpec | TensorSpec] = [
+        ColSpec(column.type, column.name, required=True) for column in found.inputs.inputs
+    ]
     signature = ModelSignature(inputs=Schema(inputs), outputs=found.outputs)
     try:
         # Fluent functions work on an active run; it is entered here and nowhere else.
@@ -309,9 +323,7 @@ def _requirements(params: Train) -> list[str]:
     return [f"{name}=={importlib.metadata.version(name)}" for name in dict.fromkeys(names)]
 
 
-def _write_bundle(
-    folder: Path, facts: Facts, hashes: Any, call: Call, params: Train, store: Store
-) -> None:
+def _write_bundle(folder: Path, facts: Facts, hashes: Any, call: Call, params: Train, store: Store) -> None:
     """Write what is logged beside the model: facts, training rows, reference, profile, declaration, data digests."""
     folder.mkdir()
     data = read_table(call.inputs.get("data", call.input("train")), store).select(list(facts.columns))

@@ -78,7 +78,10 @@ def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
     return outcome_of(
         call,
         outputs={"decision": decision},
-        metrics={**evaluation["metrics"], **({"gain": comparison.gain, "lower": comparison.lower} if comparison else {})},
+        metrics={
+            **evaluation["metrics"],
+            **({"gain": comparison.gain, "lower": comparison.lower} if comparison else {}),
+        },
         verdict=verdict,
         info={
             "run_id": run_id,
@@ -100,8 +103,16 @@ def judge(evaluation: dict[str, Any], table: pa.Table, params: ValidateModel) ->
         if name not in measured:
             raise GateError(f"the gate asks for {name!r}, which was not evaluated", allowed=", ".join(measured))
     failed = [
-        *(f"{name} {measured[name]:.4f} is below {least:g}" for name, least in params.min.items() if measured[name] < least),
-        *(f"{name} {measured[name]:.4f} is above {most:g}" for name, most in params.max.items() if measured[name] > most),
+        *(
+            f"{name} {measured[name]:.4f} is below {least:g}"
+            for name, least in params.min.items()
+            if measured[name] < least
+        ),
+        *(
+            f"{name} {measured[name]:.4f} is above {most:g}"
+            for name, most in params.max.items()
+            if measured[name] > most
+        ),
     ]
     if failed:
         return Verdict(status="rejected", reasons=tuple(failed)), None
@@ -134,11 +145,11 @@ def _versus(
         resamples=rule.resamples,
         seed=seed,
     )
-    better = found.lower > -rule.margin if rule.margin else found.lower > 0
+    better = found.lower > -rule.margin
     reason = (
-        f"{metric} {found.challenger:.4f} against {found.champion:.4f} of champion {champion} on {found.rows:,} rows "
-        f"that neither has seen: the gain {found.gain:+.4f} is at least {found.lower:+.4f} with "
-        f"{rule.confidence:.0%} confidence, {'more' if better else 'not more'} than {-rule.margin:g}"
+        f"{metric} {found.challenger:.4f} against {found.champion:.4f} of champion {champion} on {found.rows:,} rows that "
+        f"neither has seen: the gain {found.gain:+.4f} is at least {found.lower:+.4f} with {rule.confidence:.0%} "
+        f"confidence{'' if better else f', and more than {-rule.margin or 0:+g} is asked for'}"
     )
     return Verdict(status="ok" if better else "rejected", reasons=(reason,)), found
 

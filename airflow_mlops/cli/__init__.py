@@ -1,0 +1,5 @@
+"""The command ``airflow-mlops``."""
+
+from airflow_mlops.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,34 @@
+"""A data schema from rows, for a person to review."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+from airflow_mlops.call.dispatch import stage_module
+from airflow_mlops.call.source import windows_of
+from airflow_mlops.call.store import Store
+from airflow_mlops.errors import DataNotFoundError
+from airflow_mlops.spec import dump_schema, load_pipeline, train_plan
+from airflow_mlops.spec.stages import Extract
+from airflow_mlops.spec.window import parse_key
+
+
+def infer(source: str, window: str | None) -> str:
+    """The YAML of a schema proposed from a data file, or from a window of a pipeline's source."""
+    if source.endswith((".yaml", ".yml")):
+        node = train_plan(load_pipeline(source))[0]
+        params: Extract = node.params.model_copy(update={"last": 1}).resolved(os.path.dirname(os.path.abspath(source)))  # type: ignore[assignment]
+    else:
+        params = Extract(source=source)
+    chosen = parse_key(params.grain, window) if window else None
+    if chosen is None and "{window}" in params.source:
+        there = windows_of(params.source, params.grain)
+        if not there:
+            raise DataNotFoundError(f"no window of {params.source} is there", fix="correct data.source")
+        chosen = there[-1]
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        data = stage_module("extract").extract(params, chosen, store)
+        table = stage_module("tables").read_table(data, store)
+        return dump_schema(stage_module("validate_data").infer(table))

@@ -1,0 +1,102 @@
+"""Lint: what the declaration says, what only its wiring shows, and whether the code it names is there."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from airflow_mlops.call.code import load
+from airflow_mlops.errors import CodeError, DeclarationError
+from airflow_mlops.spec.data_schema import load_schema
+from airflow_mlops.spec.load import Declaration, load_declarations
+from airflow_mlops.spec.stages import resolve
+from airflow_mlops.spec.wiring import check_all, problems_of
+
+
+def lint(files: list[str]) -> list[str]:
+    """Every problem of the pipelines in these files, one line each."""
+    declarations: list[Declaration] = []
+    problems: list[str] = []
+    for file in files:
+        try:
+            declarations += load_declarations(file)
+        except DeclarationError as error:
+            problems += error.problems
+    for declaration in declarations:
+        family, found = _check_code(declaration)
+        problems += problems_of(declaration, family)
+        problems += found
+        problems += _check_schema(declaration)
+    return [*problems, *check_all(declarations)]
+
+
+@contextmanager
+def _beside(base: str) -> Iterator[None]:
+    """Find packages beside the declaration first, as a run does."""
+    path = list(sys.path)
+    sys.path[:0] = [base, resolve(base, "..")]
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+
+
+def _check_code(declaration: Declaration) -> tuple[str | None, list[str]]:
+    """Import what the declaration names; return the estimator's family and the problems."""
+    pipeline = declaration.pipeline
+    named = {
+        ("prepare", "features"): pipeline.prepare.features,
+        ("prepare", "preprocess"): pipeline.prepare.preprocess,
+        ("train", "function"): pipeline.train.function,
+        ("train", "estimator"): pipeline.train.estimator,
+    }
+    family, problems = None, []
+    with _beside(declaration.base):
+        for path, name in named.items():
+            if name is None:
+                continue
+            try:
+                found = load(name)
+            except CodeError as error:
+                problems.append(declaration.problem(path, error.what, allowed=error.allowed, fix=error.fix))
+                continue
+            if path[-1] == "estimator":
+                family, wrong = _family(found, name)
+                known = getattr(found, "_get_param_names", None)
+                unknown = sorted(set(pipeline.train.params) - set(known())) if known and not wrong else []
+                if wrong:
+                    problems.append(declaration.problem(path, wrong, allowed="a class with fit and predict"))
+                problems += [
+                    declaration.problem(
+                        ("train", "params", each), f"{name} has no parameter {each!r}", allowed=", ".join(known())
+                    )
+                    for each in unknown
+                    if known
+                ]
+            elif not callable(found):
+                problems.append(declaration.problem(path, f"{name!r} is {type(found).__name__}", allowed="a function"))
+    return family, problems
+
+
+def _family(kind: object, name: str) -> tuple[str | None, str | None]:
+    """Whether an estimator class classifies or regresses, or why it is none."""
+    if not (isinstance(kind, type) and hasattr(kind, "fit") and hasattr(kind, "predict")):
+        return None, f"{name!r} is no estimator class"
+    mixins = {each.__name__ for each in kind.__mro__}
+    if "ClassifierMixin" in mixins:
+        return "classifier", None
+    return ("regressor", None) if "RegressorMixin" in mixins else (None, None)
+
+
+def _check_schema(declaration: Declaration) -> list[str]:
+    file = declaration.pipeline.data.schema_file
+    if file is None:
+        return []
+    try:
+        load_schema(resolve(declaration.base, file))
+    except DeclarationError as error:
+        return [declaration.problem(("data", "schema"), problem) for problem in error.problems]
+    return []

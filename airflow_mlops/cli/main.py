@@ -1,0 +1,138 @@
+"""Arguments in, exit codes out. Airflow is imported by ``demo`` only, and there by the processes it starts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from airflow_mlops import __version__
+from airflow_mlops.errors import MlopsError
+
+STATE_FOLDER = ".airflow-mlops"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 when it is done, 1 when the answer is no or the work failed, 2 when the command line is wrong.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 2
+    _quiet(options)
+    try:
+        return int(options.handler(options))
+    except MlopsError as error:
+        if getattr(options, "verbose", False):
+            raise
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="airflow-mlops", description="ML pipelines for Apache Airflow, from one declaration each."
+    )
+    parser.add_argument("--version", action="version", version=f"airflow-mlops {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    lint = commands.add_parser("lint", help="check declarations: every mistake at once, with file and line")
+    lint.add_argument("files", nargs="+", metavar="FILE", help="a YAML file of one or more pipelines")
+    lint.set_defaults(handler=_lint)
+
+    run = commands.add_parser("run", help="run a pipeline's training here and now, without Airflow")
+    run.add_argument("file", metavar="PIPELINE.yaml")
+    run.add_argument("--window", metavar="KEY", help="the window, such as 2013-02 (default: the newest there is)")
+    run.add_argument("--pipeline", metavar="NAME", help="which one, where the file holds several")
+    run.add_argument("--store", metavar="URI", help=f"the artifact store (default: {STATE_FOLDER}/store)")
+    run.add_argument(
+        "--registry",
+        metavar="URI",
+        help=f"MLflow's tracking URI (default: $MLFLOW_TRACKING_URI, else sqlite in {STATE_FOLDER})",
+    )
+    run.add_argument("--resume", metavar="RUN", help="go on with an earlier run: what it has done is not done again")
+    run.add_argument("--json", action="store_true", help="print one JSON object instead of progress lines")
+    run.add_argument("--verbose", action="store_true", help="show log lines and whole tracebacks")
+    run.set_defaults(handler=_run)
+
+    schema = commands.add_parser("schema", help="print the JSON Schema of a declaration, or infer a data schema")
+    schema.set_defaults(handler=_schema)
+    kinds = schema.add_subparsers(dest="kind", metavar="")
+    infer = kinds.add_parser("infer", help="propose a data schema from rows, for review")
+    infer.add_argument("source", metavar="SOURCE", help="a Parquet or CSV file, or a pipeline's YAML file")
+    infer.add_argument("--window", metavar="KEY", help="the window to read, for a pipeline (default: the newest)")
+    infer.add_argument("--out", metavar="FILE", help="where to write it (default: standard output)")
+    infer.set_defaults(handler=_infer)
+
+    demo = commands.add_parser("demo", help="run the flights demo: a real Airflow and MLflow on this machine")
+    demo.add_argument("--dags", default="dags", metavar="DIR", help="the folder with the demo's DAGs and data")
+    demo.add_argument("--months", type=int, default=None, metavar="N", help="how many months arrive")
+    demo.add_argument(
+        "--keep", metavar="DIR", help="keep Airflow's home and the data there (default: a temporary folder)"
+    )
+    demo.set_defaults(handler=_demo)
+    return parser
+
+
+def _quiet(options: argparse.Namespace) -> None:
+    """No telemetry, and no progress bars of other people's libraries among our lines."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    level = logging.INFO if getattr(options, "verbose", False) else logging.ERROR
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", logging.getLevelName(level))
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
+
+
+def _lint(options: argparse.Namespace) -> int:
+    from airflow_mlops.cli.lint import lint
+
+    problems = lint(options.files)
+    for problem in problems:
+        print(problem)
+    files = f"{len(options.files)} file{'s' if len(options.files) > 1 else ''}"
+    print(
+        f"{files}: {f'{len(problems)} problems' if len(problems) != 1 else '1 problem'}" if problems else f"{files}: ok"
+    )
+    return 1 if problems else 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from airflow_mlops.cli.run import run
+
+    return run(options, Path(STATE_FOLDER))
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from airflow_mlops.spec import Pipeline
+
+    print(json.dumps(Pipeline.model_json_schema(by_alias=True), indent=2))
+    return 0
+
+
+def _infer(options: argparse.Namespace) -> int:
+    from airflow_mlops.cli.infer import infer
+
+    text = infer(options.source, options.window)
+    if options.out:
+        Path(options.out).write_text(text, encoding="utf-8")
+        print(f"wrote {options.out}: review it, and name it in the pipeline's data.schema", file=sys.stderr)
+    else:
+        print(text, end="")
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from airflow_mlops.cli.demo import demo
+
+    return demo(Path(options.dags), months=options.months, keep=Path(options.keep) if options.keep else None)

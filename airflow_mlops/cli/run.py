@@ -1,0 +1,203 @@
+"""``airflow-mlops run``: the train plan over the same Calls, in this process, without so much as importing Airflow."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from airflow_mlops.call.code import snapshot
+from airflow_mlops.call.dispatch import run as run_call
+from airflow_mlops.call.source import windows_of
+from airflow_mlops.call.store import Store
+from airflow_mlops.call.wire import Call, Outcome, RegistryRef
+from airflow_mlops.errors import DataNotFoundError, DeclarationError, MlopsError
+from airflow_mlops.spec import Declaration, load_declarations, train_plan
+from airflow_mlops.spec.stages import resolve
+from airflow_mlops.spec.window import Window, parse_key
+from airflow_mlops.spec.wiring import problems_of
+
+Progress = Callable[[str, str, float, Outcome | None], None]
+"""Told of each stage: its name, what became of it, the seconds it took, and its Outcome."""
+
+
+def run(options: argparse.Namespace, state: Path) -> int:
+    """Run the command; see ``airflow-mlops run --help``."""
+    declaration = _choose(load_declarations(options.file), options)
+    problems = problems_of(declaration)
+    if problems:
+        raise DeclarationError(problems)
+    name = declaration.pipeline.name
+    registry_uri = (
+        options.registry or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{state.absolute()}/mlflow.db"
+    )
+    if registry_uri.startswith("sqlite:///"):
+        Path(registry_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    store = options.store or str(state.absolute() / "store")
+    identity = options.resume or f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
+    window = choose_window(declaration, options.window)
+    say = _silent if options.json else _print_stage
+    if not options.json:
+        print(f"{name}: run {identity}, window {window.key if window else 'all rows'}")
+    started = time.perf_counter()
+    failure: MlopsError | None = None
+    outcomes: dict[str, Outcome] = {}
+    try:
+        run_plan(
+            declaration,
+            window=window,
+            store=store,
+            registry=RegistryRef(uri=registry_uri, model=name, experiment=name),
+            run=f"cli/{identity}",
+            progress=say,
+            outcomes=outcomes,
+        )
+    except MlopsError as error:
+        failure = error
+        if options.verbose:
+            raise
+    resume = _resume_command(options, identity, window)
+    if options.json:
+        print(json.dumps(_summary(name, identity, window, outcomes, failure, resume), indent=1))
+    elif failure is not None:
+        print(f"\n{type(failure).__name__}: {failure}\n\nresume with:\n  {resume}", file=sys.stderr)
+    else:
+        print(f"\n{_conclusion(name, outcomes)} ({time.perf_counter() - started:.1f} s)")
+    return 1 if failure else 0
+
+
+def run_plan(
+    declaration: Declaration,
+    *,
+    window: Window | None,
+    store: str,
+    registry: RegistryRef,
+    run: str,
+    progress: Progress,
+    outcomes: dict[str, Outcome],
+) -> None:
+    """Run the train plan stage by stage, filling ``outcomes``; what this run has done before is not done again.
+
+    A gate that says no ends the plan without an error.
+    """
+    plan = train_plan(declaration.pipeline)
+    root = Store(store)
+    code = snapshot(sorted({path for node in plan for path in node.params.callables()}), declaration.base, root)
+    for position, node in enumerate(plan):
+        call = Call(
+            pipeline=declaration.pipeline.name,
+            stage=node.stage,
+            run=run,
+            window=window,
+            inputs={name: outcomes[stage].outputs[output] for name, (stage, output) in node.inputs.items()},
+            params=node.params.resolved(declaration.base).model_dump(mode="json", by_alias=True),
+            code=code,
+            store=root.root,
+            registry=registry,
+        )
+        earlier = root.read_outcome(call)
+        if earlier is not None:
+            outcomes[node.stage] = earlier
+            progress(node.stage, "reused", 0.0, earlier)
+        else:
+            started = time.perf_counter()
+            try:
+                outcomes[node.stage] = run_call(call)
+            except MlopsError:
+                progress(node.stage, "failed", time.perf_counter() - started, None)
+                raise
+            outcome = outcomes[node.stage]
+            progress(node.stage, outcome.verdict.status, time.perf_counter() - started, outcome)
+        if not outcomes[node.stage].verdict.passed:
+            for later in plan[position + 1 :]:
+                progress(later.stage, "skipped", 0.0, None)
+            return
+
+
+def choose_window(declaration: Declaration, key: str | None) -> Window | None:
+    """The window asked for, or the newest whose data is there; None where the source comes as one whole."""
+    pipeline = declaration.pipeline
+    if key:
+        return parse_key(pipeline.grain, key)
+    if "{window}" not in pipeline.data.source:
+        return None
+    source = resolve(declaration.base, pipeline.data.source)
+    there = windows_of(source, pipeline.grain)
+    if not there:
+        raise DataNotFoundError(f"no window of {source} is there", fix="correct data.source, or put the files there")
+    return there[-1]
+
+
+def _choose(declarations: list[Declaration], options: argparse.Namespace) -> Declaration:
+    names = [declaration.pipeline.name for declaration in declarations]
+    if options.pipeline:
+        found = [each for each in declarations if each.pipeline.name == options.pipeline]
+        if not found:
+            raise DeclarationError(
+                [f"{options.file}: has no pipeline {options.pipeline!r}; allowed: {', '.join(names)}"]
+            )
+        return found[0]
+    if len(declarations) > 1:
+        raise DeclarationError([f"{options.file}: holds {', '.join(names)}; try: --pipeline {names[0]}"])
+    return declarations[0]
+
+
+def _print_stage(stage: str, status: str, seconds: float, outcome: Outcome | None) -> None:
+    shown = (
+        f"  {stage:<15} {status:<9} {seconds:6.1f} s" if outcome or status == "failed" else f"  {stage:<15} {status}"
+    )
+    if outcome:
+        shown += "  " + "  ".join(f"{name}={_number(value)}" for name, value in list(outcome.metrics.items())[:5])
+        for reason in outcome.verdict.reasons:
+            shown += f"\n  {'':<15} {reason}"
+    print(shown, flush=True)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4f}"
+
+
+def _silent(stage: str, status: str, seconds: float, outcome: Outcome | None) -> None:
+    """Say nothing: the summary says it all."""
+
+
+def _conclusion(name: str, outcomes: dict[str, Outcome]) -> str:
+    if "promote" in outcomes:
+        return f"{name}: {'; '.join(outcomes['promote'].verdict.reasons)}"
+    return f"{name}: the champion stays: {'; '.join(outcomes['validate_model'].verdict.reasons)}"
+
+
+def _summary(
+    name: str,
+    identity: str,
+    window: Window | None,
+    outcomes: dict[str, Outcome],
+    failure: MlopsError | None,
+    resume: str,
+) -> dict[str, object]:
+    return {
+        "pipeline": name,
+        "run": identity,
+        "window": window.key if window else None,
+        "status": "failed" if failure else "promoted" if "promote" in outcomes else "rejected",
+        "error": {"type": type(failure).__name__, "text": str(failure), "resume": resume} if failure else None,
+        "stages": {
+            stage: {**outcome.model_dump(mode="json"), "digest": outcome.digest} for stage, outcome in outcomes.items()
+        },
+    }
+
+
+def _resume_command(options: argparse.Namespace, identity: str, window: Window | None) -> str:
+    words = ["airflow-mlops", "run", options.file]
+    if window:
+        words += ["--window", window.key]
+    for flag in ("pipeline", "store", "registry"):
+        if getattr(options, flag):
+            words += [f"--{flag}", getattr(options, flag)]
+    return shlex.join([*words, "--resume", identity])

@@ -1,0 +1,179 @@
+"""A pipeline's DAGs: train, monitor and predict, tied by assets."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow.sdk import (
+    DAG,
+    AssetOrTimeSchedule,
+    CronTriggerTimetable,
+    Param,
+)
+
+from airflow_mlops.operators import stages as operators
+from airflow_mlops.operators.assets import model_asset, retrain_asset
+from airflow_mlops.operators.base import StageOperator
+from airflow_mlops.operators.start import StartRunOperator
+from airflow_mlops.sensors.drift import DataDriftSensor
+from airflow_mlops.spec import dump_pipeline, monitor_node, predict_plan, train_plan
+from airflow_mlops.spec.pipeline import ModelTrigger, Pipeline
+from airflow_mlops.spec.plan import Node
+
+_OPERATORS: dict[str, type[StageOperator]] = {
+    operator.stage.stage: operator
+    for operator in (
+        operators.ExtractDataOperator,
+        operators.ValidateDataOperator,
+        operators.PrepareDataOperator,
+        operators.TrainModelOperator,
+        operators.RegisterModelOperator,
+        operators.EvaluateModelOperator,
+        operators.ValidateModelOperator,
+        operators.PromoteModelOperator,
+        operators.BatchPredictOperator,
+    )
+}
+_WINDOW_HELP = "The window's key, such as {example}. Empty: the one the run is about by itself."
+_EXAMPLES = {
+    "hour": "2013-03-01T05",
+    "day": "2013-03-01",
+    "week": "2013-W09",
+    "month": "2013-03",
+    "quarter": "2013-Q1",
+    "year": "2013",
+}
+
+
+def build_dags(pipeline: Pipeline, base: str) -> dict[str, DAG]:
+    """Make the DAGs ``NAME.train``, ``NAME.monitor`` and ``NAME.predict``.
+
+    Args:
+        pipeline: the declaration.
+        base: the folder that its relative paths start from.
+    """
+    dags = (_train_dag(pipeline, base), _monitor_dag(pipeline, base), _predict_dag(pipeline, base))
+    return {dag.dag_id: dag for dag in dags}
+
+
+def _dag(pipeline: Pipeline, what: str, schedule: Any, doc: str) -> DAG:
+    return DAG(
+        dag_id=f"{pipeline.name}.{what}",
+        schedule=schedule,
+        # A start in the past would make Airflow run the last tick as soon as the DAG is seen; see _cron.
+        start_date=datetime(2000, 1, 1, tzinfo=UTC) if schedule == "@continuous" else None,
+        catchup=False,
+        max_active_runs=1,
+        tags={"mlops", what, pipeline.name, *pipeline.tags},
+        description=f"{doc} of {pipeline.name}",
+        doc_md=_doc(pipeline, doc),
+        params={
+            "window": Param(
+                None, type=["null", "string"], description=_WINDOW_HELP.format(example=_EXAMPLES[pipeline.grain])
+            )
+        },
+        default_args={
+            "owner": pipeline.owner,
+            "retries": pipeline.retries,
+            "retry_delay": pipeline.retry_delay,
+        },
+        is_paused_upon_creation=False,
+    )
+
+
+def _doc(pipeline: Pipeline, what: str) -> str:
+    described = f"{pipeline.description}\n\n" if pipeline.description else ""
+    return f"## {what} of `{pipeline.name}`\n\n{described}```yaml\n{dump_pipeline(pipeline)}```\n"
+
+
+def _cron(schedule: str) -> CronTriggerTimetable:
+    """A schedule that starts with its next tick: deploying a pipeline trains nothing."""
+    return CronTriggerTimetable(schedule, timezone="UTC", run_immediately=False)
+
+
+def _common(pipeline: Pipeline, base: str) -> dict[str, Any]:
+    return {
+        "pipeline": pipeline.name,
+        "base": base,
+        "backend": pipeline.backend,
+        "registry_conn_id": pipeline.registry,
+    }
+
+
+def _add_tasks(dag: DAG, pipeline: Pipeline, base: str, plan: tuple[Node, ...], *, answers_requests: bool) -> None:
+    """The start task and a task for every node of a plan, wired as the plan says."""
+    extract: Any = plan[0].params
+    start = StartRunOperator(
+        task_id="start",
+        dag=dag,
+        pipeline=pipeline.name,
+        source=extract.source,
+        grain=extract.grain,
+        callables=sorted({path for node in plan for path in node.params.callables()}),
+        upstream_models=[each.model for each in pipeline.retrain.triggers if isinstance(each, ModelTrigger)],
+        answers_requests=answers_requests,
+        base=base,
+    )
+    tasks: dict[str, StageOperator] = {}
+    for node in plan:
+        given: dict[str, Any] = {name: tasks[stage].output for name, (stage, _) in node.inputs.items()}
+        settings = {name: getattr(node.params, name) for name in type(node.params).model_fields}
+        settings = {
+            name: value.model_dump() if hasattr(value, "model_dump") else value for name, value in settings.items()
+        }
+        tasks[node.stage] = _OPERATORS[node.stage](
+            task_id=node.stage, dag=dag, start=start.output, **settings, **given, **_common(pipeline, base)
+        )
+        for earlier in node.after:
+            tasks[earlier].set_downstream(tasks[node.stage])
+
+
+def _train_dag(pipeline: Pipeline, base: str) -> DAG:
+    assets = [
+        model_asset(trigger.model) if isinstance(trigger, ModelTrigger) else retrain_asset(pipeline.name)
+        for trigger in pipeline.retrain.triggers
+    ]
+    schedule: Any = None
+    if assets:
+        schedule = assets[0]
+        for asset in assets[1:]:
+            schedule = schedule | asset
+    if pipeline.schedule:
+        timetable = _cron(pipeline.schedule)
+        schedule = AssetOrTimeSchedule(timetable=timetable, assets=schedule) if assets else timetable
+    dag = _dag(pipeline, "train", schedule, "Training")
+    _add_tasks(dag, pipeline, base, train_plan(pipeline), answers_requests=True)
+    return dag
+
+
+def _predict_dag(pipeline: Pipeline, base: str) -> DAG:
+    schedule = _cron(pipeline.predict.schedule) if pipeline.predict.schedule else None
+    dag = _dag(pipeline, "predict", schedule, "Batch prediction")
+    _add_tasks(dag, pipeline, base, predict_plan(pipeline), answers_requests=False)
+    return dag
+
+
+def _monitor_dag(pipeline: Pipeline, base: str) -> DAG:
+    monitor = pipeline.monitor
+    schedule: Any = monitor.schedule
+    if schedule and schedule != "@continuous":
+        schedule = _cron(schedule)
+    dag = _dag(pipeline, "monitor", schedule, "Monitoring")
+    params: Any = monitor_node(pipeline).params
+    DataDriftSensor(
+        task_id="data_drift",
+        dag=dag,
+        source=params.source,
+        format=params.format,
+        time=params.time,
+        grain=params.grain,
+        last=params.last,
+        data_drift=params.data_drift.model_dump(),
+        request_retraining=pipeline.retrain.mode == "auto" and "drift" in pipeline.retrain.triggers,
+        cooldown=pipeline.retrain.cooldown,
+        poke_interval=monitor.poll.total_seconds(),
+        timeout=monitor.timeout.total_seconds(),
+        **_common(pipeline, base),
+    )
+    return dag

@@ -1,0 +1,31 @@
+"""The stages as operators, each importable alone into a team's own DAG."""
+
+from airflow_mlops.operators.assets import model_asset, predictions_asset, retrain_asset
+from airflow_mlops.operators.stages import (
+    BatchPredictOperator,
+    EvaluateModelOperator,
+    ExtractDataOperator,
+    PrepareDataOperator,
+    PromoteModelOperator,
+    RegisterModelOperator,
+    TrainModelOperator,
+    ValidateDataOperator,
+    ValidateModelOperator,
+)
+from airflow_mlops.operators.start import StartRunOperator
+
+__all__ = [
+    "BatchPredictOperator",
+    "EvaluateModelOperator",
+    "ExtractDataOperator",
+    "PrepareDataOperator",
+    "PromoteModelOperator",
+    "RegisterModelOperator",
+    "StartRunOperator",
+    "TrainModelOperator",
+    "ValidateDataOperator",
+    "ValidateModelOperator",
+    "model_asset",
+    "predictions_asset",
+    "retrain_asset",
+]

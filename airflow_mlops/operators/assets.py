@@ -1,0 +1,25 @@
+"""The assets that tie a pipeline's DAGs to one another and to a team's own."""
+
+from __future__ import annotations
+
+from airflow.sdk import Asset, AssetAlias
+
+
+def retrain_asset(pipeline: str) -> Asset:
+    """Updated when something asks for a retraining; a train DAG is scheduled on it."""
+    return Asset(name=f"{pipeline}.retrain", uri=f"mlops://{pipeline}/retrain", group="mlops")
+
+
+def retrain_alias(pipeline: str) -> AssetAlias:
+    """What a sensor declares as its outlet: unlike an asset, it is updated only when the sensor says so."""
+    return AssetAlias(name=f"{pipeline}.retrain.requests", group="mlops")
+
+
+def model_asset(pipeline: str) -> Asset:
+    """Updated when a version is promoted."""
+    return Asset(name=f"{pipeline}.model", uri=f"mlops://{pipeline}/model", group="mlops")
+
+
+def predictions_asset(pipeline: str) -> Asset:
+    """Updated when a partition of predictions is written."""
+    return Asset(name=f"{pipeline}.predictions", uri=f"mlops://{pipeline}/predictions", group="mlops")

@@ -1,0 +1,306 @@
+"""How a stage becomes a task. The only ``execute`` of the stage operators is here; they themselves are declarations."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.sdk import BaseOperator, BaseOperatorLink
+from airflow.sdk.exceptions import DownstreamTasksSkipped
+from pydantic import ValidationError
+
+from airflow_mlops.backends.base import TERMINAL, Handle, backend_of
+from airflow_mlops.call.code import snapshot
+from airflow_mlops.call.store import Store
+from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
+from airflow_mlops.errors import DeclarationError
+from airflow_mlops.hooks.mlflow import MlflowHook, store_root
+from airflow_mlops.operators.links import REPORT_URL, RUN_URL, MlflowReportLink, MlflowRunLink
+from airflow_mlops.operators.retry import MlopsRetryPolicy
+from airflow_mlops.operators.window import window_from, window_of_run
+from airflow_mlops.spec.stages import StageParams
+from airflow_mlops.spec.window import Grain, Window
+from airflow_mlops.triggers.job import JobTrigger
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+_NO_REGISTRY = frozenset({"extract", "validate_data", "prepare"})
+_LINKS: dict[str, BaseOperatorLink] = {RUN_URL: MlflowRunLink(), REPORT_URL: MlflowReportLink()}
+
+
+def run_key(context: Mapping[str, Any]) -> str:
+    """What makes this DAG run (and mapped task) different from any other, the same over retries."""
+    run = context["dag_run"]
+    index = getattr(context["ti"], "map_index", -1)
+    mapped = f"/{index}" if isinstance(index, int) and index >= 0 else ""
+    return f"{run.dag_id}/{run.run_id}{mapped}"
+
+
+def is_active_run(context: Mapping[str, Any], run: str) -> bool:
+    """Whether the DAG run of a `run_key` still goes on."""
+    dag_id, run_id = run.split("/")[:2]
+    return bool(context["ti"].get_dr_count(dag_id=dag_id, run_ids=[run_id], states=["queued", "running"]))
+
+
+class StageTask:
+    """What stage operators and sensors share: a Call is made of the task's arguments, carried, and reported on."""
+
+    stage: ClassVar[type[StageParams]]
+    inputs: ClassVar[tuple[str, ...]] = ()
+    """The arguments that take another task's output."""
+    untemplated: ClassVar[frozenset[str]] = frozenset()
+    links: ClassVar[tuple[str, ...]] = (RUN_URL,)
+    """The links to MLflow that the task has, by the keys of the Outcome's info."""
+    template_fields: Collection[str]
+    operator_extra_links: Collection[BaseOperatorLink]
+    ui_color = "#dbeafe"
+
+    pipeline: str | None
+    start: Any
+    window: Any
+    registry_conn_id: str
+    store: str | None
+    base: str | None
+    backend: str
+    backend_options: dict[str, Any]
+    poll_interval: float
+
+    if TYPE_CHECKING:
+        dag: Any
+        log: Any
+        downstream_task_ids: set[str]
+
+        def defer(self, **kwargs: Any) -> Any:
+            """Of ``BaseOperator``."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "stage" in vars(cls):
+            fields = [name for name in cls.stage.model_fields if name not in cls.untemplated]
+            cls.template_fields = (*fields, *cls.inputs, "window", "start", "pipeline")
+            cls.operator_extra_links = tuple(_LINKS[key] for key in cls.links)
+
+    def configure(
+        self,
+        settings: Mapping[str, Any],
+        *,
+        pipeline: str | None,
+        start: Any,
+        window: Any,
+        registry_conn_id: str,
+        store: str | None,
+        base: str | None,
+        backend: str,
+        backend_options: Mapping[str, Any] | None,
+        poll_interval: float,
+    ) -> None:
+        """Take the arguments that every stage task has, and the stage's own."""
+        for name, value in settings.items():
+            setattr(self, name, value)
+        self.pipeline, self.start, self.window = pipeline, start, window
+        self.registry_conn_id, self.store, self.base = registry_conn_id, store, base
+        self.backend, self.backend_options = backend, dict(backend_options or {})
+        self.poll_interval = poll_interval
+
+    @property
+    def pipeline_name(self) -> str:
+        """The pipeline's name: the one given, or the DAG's id."""
+        return self.pipeline or str(self.dag.dag_id)
+
+    @property
+    def folder(self) -> str:
+        """The folder that relative paths and the user's packages are looked up from: the DAG file's, unless given."""
+        return self.base or str(self.dag.folder)
+
+    def stage_params(self) -> StageParams:
+        """The stage's params, after templates were rendered.
+
+        Raises:
+            DeclarationError: when an argument is wrong; every one of them is named.
+        """
+        settings = {name: getattr(self, name) for name in self.stage.model_fields}
+        try:
+            params = self.stage.model_validate(settings)
+        except ValidationError as error:
+            where = f"{type(self).__name__} {self.pipeline_name!r}"
+            problems = [
+                f"{where}: argument {'.'.join(map(str, item['loc']))!r}: {item['msg']}" for item in error.errors()
+            ]
+            raise DeclarationError(problems) from error
+        return params.resolved(self.folder)
+
+    def make_call(self, context: Context, window: Window | None = None) -> Call:
+        """The Call of this task in this run, with everything resolved but the secrets."""
+        params = self.stage_params()
+        start = self.start if isinstance(self.start, Mapping) else {}
+        given = {name: getattr(self, name) for name in self.inputs if getattr(self, name) is not None}
+        root = store_root(self.store)
+        code = start.get("code")
+        if code is None and params.callables():
+            code = snapshot(params.callables(), self.folder, Store(root))
+        return Call(
+            pipeline=self.pipeline_name,
+            stage=params.stage,
+            run=run_key(context),
+            window=window or self._window(context, params, start, given),
+            inputs={name: reference(value, name, params.stage) for name, value in given.items()},
+            params=params.model_dump(mode="json", by_alias=True),
+            code=code,
+            store=root,
+            registry=None
+            if params.stage in _NO_REGISTRY
+            else MlflowHook(self.registry_conn_id).registry(self.pipeline_name),
+        )
+
+    def _window(
+        self, context: Context, params: StageParams, start: Mapping[str, Any], given: Mapping[str, Any]
+    ) -> Window | None:
+        grain: Grain = getattr(params, "grain", "day")
+        if self.window:
+            return window_from(self.window, grain)
+        if "window" in start:
+            return window_from(start["window"], grain)
+        for value in given.values():
+            if isinstance(value, Mapping) and value.get("window"):
+                return window_from(value["window"], grain)
+        if given:
+            return None
+        return window_of_run(context, grain, getattr(params, "source", None))
+
+    def carry(self, context: Context, call: Call) -> Outcome:
+        """Let the backend run the Call; the task is deferred while a remote one does."""
+        backend = backend_of(self.backend, self.backend_options)
+        handle = backend.find(call)
+        if handle is None:
+            secrets = MlflowHook(self.registry_conn_id).environment() if call.registry else {}
+            handle = backend.submit(call, secrets)
+        else:
+            self.log.info("%s: the job %s of an earlier try is found again", call.where, handle.job)
+        self._handle: Handle | None = handle
+        if backend.status(handle) not in TERMINAL:
+            trigger = JobTrigger(
+                backend=self.backend,
+                options=self.backend_options,
+                handle=handle.model_dump(mode="json"),
+                poll_interval=self.poll_interval,
+            )
+            self.defer(trigger=trigger, method_name="resume")
+        return self._collect(handle)
+
+    def _collect(self, handle: Handle) -> Outcome:
+        backend = backend_of(self.backend, self.backend_options)
+        for line in backend.logs(handle):
+            self.log.info("%s", line)
+        return backend.collect(handle)
+
+    def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Go on when the trigger has seen the job end."""
+        return self.finish(context, self._collect(Handle.model_validate(event["handle"])))
+
+    def finish(self, context: Context, outcome: Outcome) -> dict[str, Any]:
+        """Report what came out: log, links, and references for the tasks that follow."""
+        ti = context["ti"]
+        for key in self.links:
+            ti.xcom_push(key=key, value=outcome.info.get(key, ""))
+        for reason in outcome.verdict.reasons:
+            self.log.info("%s: %s: %s", outcome.stage, outcome.verdict.status, reason)
+        return outcome.model_dump(mode="json")
+
+    def on_kill(self) -> None:
+        """End the job when the task is ended."""
+        handle = getattr(self, "_handle", None)
+        if handle is not None:
+            backend_of(self.backend, self.backend_options).cancel(handle)
+
+
+class StageOperator(StageTask, BaseOperator):
+    """A stage as an operator.
+
+    Every stage operator takes, besides its own arguments and those of ``BaseOperator``:
+
+    :param pipeline: the pipeline's name, which its model, experiment and assets go by. Default: the DAG's id.
+        (templated)
+    :param start: the output of `StartRunOperator`: the run's window and code. Default: each is resolved here.
+        (templated)
+    :param window: the window's key, such as ``2013-03``. Default: that of the inputs, or the run's. (templated)
+    :param registry_conn_id: the connection of type ``mlflow``.
+    :param store: the artifact store's root. Default: ``[airflow_mlops] store``.
+    :param base: the folder that relative paths and the user's packages are looked up from. Default: the DAG file's.
+    :param backend: where the stage runs: a name entered in the entry points ``airflow_mlops.backends``.
+    :param backend_options: what the backend is made with.
+    :param poll_interval: seconds between two looks at a remote job.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Mapping[str, Any],
+        pipeline: str | None = None,
+        start: Any = None,
+        window: Any = None,
+        registry_conn_id: str = MlflowHook.default_conn_name,
+        store: str | None = None,
+        base: str | None = None,
+        backend: str = "local",
+        backend_options: Mapping[str, Any] | None = None,
+        poll_interval: float = 10.0,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("retry_policy", MlopsRetryPolicy())
+        super().__init__(**kwargs)
+        self.configure(
+            settings,
+            pipeline=pipeline,
+            start=start,
+            window=window,
+            registry_conn_id=registry_conn_id,
+            store=store,
+            base=base,
+            backend=backend,
+            backend_options=backend_options,
+            poll_interval=poll_interval,
+        )
+
+    def execute(self, context: Context) -> Any:
+        """Make the Call, let the backend carry it, and report on its Outcome."""
+        return self.finish(context, self.carry(context, self.make_call(context)))
+
+
+class GateOperator(StageOperator):
+    """A stage that may say no: then it succeeds, and what follows it is skipped."""
+
+    def finish(self, context: Context, outcome: Outcome) -> dict[str, Any]:
+        """Skip what follows when the verdict does not let it pass."""
+        result = super().finish(context, outcome)
+        following = sorted(self.downstream_task_ids)
+        if outcome.verdict.passed or not following:
+            return result
+        self.log.info("skipping %s: %s", ", ".join(following), "; ".join(outcome.verdict.reasons))
+        # The exception ends the task, so what it returns is stored here.
+        context["ti"].xcom_push(key="return_value", value=result)
+        raise DownstreamTasksSkipped(tasks=following)
+
+
+def reference(value: Any, name: str, stage: str) -> ArtifactRef:
+    """The artifact that an argument names: another task's output, or a reference itself.
+
+    Raises:
+        DeclarationError: when it is neither, or the other task has no such output.
+    """
+    if isinstance(value, ArtifactRef):
+        return value
+    if isinstance(value, Mapping) and "outputs" in value:
+        outputs = value["outputs"]
+        if name in outputs:
+            return ArtifactRef.model_validate(outputs[name])
+        what = f"the output of {value.get('stage')!r} has no {name!r}"
+        raise DeclarationError([f"stage {stage!r}, argument {name!r}: {what}; allowed: {', '.join(outputs)}"])
+    if isinstance(value, Mapping) and "uri" in value:
+        return ArtifactRef.model_validate(value)
+    raise DeclarationError(
+        [
+            f"stage {stage!r}, argument {name!r}: {type(value).__name__} is no artifact; "
+            "try: pass TASK.output of the stage that makes it"
+        ]
+    )

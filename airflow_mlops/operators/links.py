@@ -1,0 +1,31 @@
+"""Links from a task to MLflow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import BaseOperatorLink
+from airflow.sdk.execution_time.xcom import XCom
+
+RUN_URL = "mlflow_url"
+REPORT_URL = "report_url"
+
+
+class MlflowRunLink(BaseOperatorLink):
+    """To the MLflow run of the task."""
+
+    name = "MLflow run"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """The address that the task has stored."""
+        return XCom.get_value(ti_key=ti_key, key=RUN_URL) or ""
+
+
+class MlflowReportLink(BaseOperatorLink):
+    """To the drift report of the task."""
+
+    name = "Drift report"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """The address that the task has stored."""
+        return XCom.get_value(ti_key=ti_key, key=REPORT_URL) or ""

@@ -1,0 +1,312 @@
+"""The stage operators: each names its stage, its inputs and its arguments, and does nothing else.
+
+What an argument means is said once, in `airflow_mlops.spec.stages`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow_mlops.operators.assets import model_asset, predictions_asset
+from airflow_mlops.operators.base import GateOperator, StageOperator
+from airflow_mlops.spec import stages
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_mlops.call.wire import Outcome
+
+
+class ExtractDataOperator(StageOperator):
+    """Read windows of the source into one immutable Parquet snapshot.
+
+    :param source: a Parquet or CSV file, as a path relative to the DAG file or any fsspec URI; ``{window}`` stands for
+        each window's key. (templated)
+    :param format: ``parquet`` or ``csv``. Default: from the file's suffix.
+    :param time: the column that says when a row happened; rows outside the windows are left out.
+    :param grain: the calendar piece that ``{window}`` steps by: hour, day, week, month, quarter, year.
+    :param last: how many windows to read, the run's own being the newest.
+    """
+
+    stage = stages.Extract
+    links = ()
+
+    def __init__(
+        self,
+        *,
+        source: str,
+        format: Literal["parquet", "csv"] | None = None,
+        time: str | None = None,
+        grain: str = "day",
+        last: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        settings = {"source": source, "format": format, "time": time, "grain": grain, "last": last}
+        super().__init__(settings=settings, **kwargs)
+
+
+class ValidateDataOperator(StageOperator):
+    """Hold rows against the data schema: hard rules fail the task, soft ones warn.
+
+    :param data: the output of `ExtractDataOperator`. (templated)
+    :param data_schema: the schema's file, relative to the DAG file. Default: only the target and infinities are
+        checked.
+    :param target: the column to predict; it must be there, with no nulls.
+    :param time: the time column; it must be there and hold times.
+    """
+
+    stage = stages.ValidateData
+    links = ()
+    inputs = ("data",)
+
+    def __init__(
+        self,
+        *,
+        data: Any,
+        data_schema: str | None = None,
+        target: str | None = None,
+        time: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        settings = {"data": data, "data_schema": data_schema, "target": target, "time": time}
+        super().__init__(settings=settings, **kwargs)
+
+
+class PrepareDataOperator(StageOperator):
+    """Check the feature function's contract and set test rows apart.
+
+    :param data: the output of `ExtractDataOperator`. (templated)
+    :param target: the column to predict.
+    :param features: the stateless feature function, ``package.module:function``.
+    :param time: the time column, for a split by time.
+    :param split: ``{"by": "time" | "group" | "random", "test": 0.2, "group": COLUMN}``. Default: by time where ``time``
+        is given, else at random.
+    :param seed: the seed of a split by group or at random.
+    """
+
+    stage = stages.Prepare
+    links = ()
+    inputs = ("data",)
+
+    def __init__(
+        self,
+        *,
+        data: Any,
+        target: str,
+        features: str | None = None,
+        time: str | None = None,
+        split: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        split = {"by": "time" if time else "random", **(split or {})}
+        settings = {"data": data, "target": target, "features": features, "time": time, "split": split, "seed": seed}
+        super().__init__(settings=settings, **kwargs)
+
+
+class TrainModelOperator(StageOperator):
+    """Fit the model on training rows and log it, with all that it needs, to MLflow.
+
+    :param train: the output of `PrepareDataOperator`. (templated)
+    :param target: the column to predict.
+    :param estimator: the path of an estimator class with scikit-learn's interface; or give ``function``.
+    :param function: ``(X, y, params) -> fitted model``, as ``package.module:function``.
+    :param model_params: the estimator's arguments, or what the function gets as ``params``. (templated)
+    :param features: the stateless feature function; it becomes the first step of the model.
+    :param preprocess: a function that returns an unfitted transformer; it becomes the second step.
+    :param data: the output of `ExtractDataOperator`, for the drift reference. Default: the training rows. (templated)
+    :param exclude: raw columns that are no features: keys and times.
+    :param drop: raw columns that the model never sees.
+    :param group: the column of a split by group.
+    :param ml_task: ``binary``, ``multiclass`` or ``regression``. Default: told from the estimator and the target.
+    :param seed: the random state of an estimator that takes one.
+    :param serialization: ``skops``, which runs no code when the model is loaded, or ``cloudpickle``.
+    :param declaration: the pipeline's own YAML, logged with the run.
+    """
+
+    stage = stages.Train
+    inputs = ("train", "data")
+    untemplated = frozenset({"declaration"})
+
+    def __init__(
+        self,
+        *,
+        train: Any,
+        target: str,
+        estimator: str | None = None,
+        function: str | None = None,
+        model_params: Mapping[str, Any] | None = None,
+        features: str | None = None,
+        preprocess: str | None = None,
+        data: Any = None,
+        exclude: Sequence[str] = (),
+        drop: Sequence[str] = (),
+        group: str | None = None,
+        ml_task: str | None = None,
+        seed: int = 0,
+        serialization: Literal["skops", "cloudpickle"] = "skops",
+        declaration: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        settings = {
+            "train": train,
+            "data": data,
+            "target": target,
+            "estimator": estimator,
+            "function": function,
+            "model_params": dict(model_params or {}),
+            "features": features,
+            "preprocess": preprocess,
+            "exclude": list(exclude),
+            "drop": list(drop),
+            "group": group,
+            "ml_task": ml_task,
+            "seed": seed,
+            "serialization": serialization,
+            "declaration": declaration,
+        }
+        super().__init__(settings=settings, **kwargs)
+
+
+class RegisterModelOperator(StageOperator):
+    """Make the trained model a version of the registered model, once.
+
+    :param model: the output of `TrainModelOperator`. (templated)
+    """
+
+    stage = stages.Register
+    inputs = ("model",)
+    ui_color = "#ede9fe"
+
+    def __init__(self, *, model: Any, **kwargs: Any) -> None:
+        super().__init__(settings={"model": model}, **kwargs)
+
+
+class EvaluateModelOperator(StageOperator):
+    """Measure the model on held-out rows, and score the champion on the same rows.
+
+    :param test: the output of `PrepareDataOperator`. (templated)
+    :param model: the output of `TrainModelOperator`. (templated)
+    :param metrics: the metrics; the first is the primary one. Default: the usual ones of the task.
+    :param slices: raw columns whose every value is also measured by itself.
+    :param plots: whether to draw ROC, precision-recall, confusion or residual plots.
+    :param versus_champion: whether the champion is scored too, for the gate.
+    """
+
+    stage = stages.Evaluate
+    inputs = ("test", "model")
+
+    def __init__(
+        self,
+        *,
+        test: Any,
+        model: Any,
+        metrics: Sequence[str] = (),
+        slices: Sequence[str] = (),
+        plots: bool = True,
+        versus_champion: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        settings = {
+            "test": test,
+            "model": model,
+            "metrics": list(metrics),
+            "slices": list(slices),
+            "plots": plots,
+            "versus_champion": versus_champion,
+        }
+        super().__init__(settings=settings, **kwargs)
+
+
+class ValidateModelOperator(GateOperator):
+    """The gate: a model that does not pass skips what follows; the task itself succeeds.
+
+    :param evaluation: the output of `EvaluateModelOperator`. (templated)
+    :param version: the output of `RegisterModelOperator`, which becomes the challenger if it passes. (templated)
+    :param min: the least value of a metric where more is better.
+    :param max: the greatest value of a metric where less is better.
+    :param versus_champion: ``{"metric": ..., "confidence": 0.95, "margin": 0, ...}``; ``None`` compares with the
+        absolute limits only.
+    :param seed: the seed of the bootstrap.
+    """
+
+    stage = stages.ValidateModel
+    inputs = ("evaluation", "version")
+    ui_color = "#fef3c7"
+
+    def __init__(
+        self,
+        *,
+        evaluation: Any,
+        version: Any = None,
+        min: Mapping[str, float] | None = None,
+        max: Mapping[str, float] | None = None,
+        versus_champion: Mapping[str, Any] | Literal[True] | None = True,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        settings = {
+            "evaluation": evaluation,
+            "version": version,
+            "min": dict(min or {}),
+            "max": dict(max or {}),
+            "versus_champion": {} if versus_champion is True else versus_champion,
+            "seed": seed,
+        }
+        super().__init__(settings=settings, **kwargs)
+
+
+class PromoteModelOperator(StageOperator):
+    """Make a version that passed its gate the champion, and update the asset ``mlops://PIPELINE/model``.
+
+    Without ``pipeline`` no asset is updated.
+
+    :param version: the output of `RegisterModelOperator`. (templated)
+    :param decision: the output of `ValidateModelOperator`. (templated)
+    """
+
+    stage = stages.Promote
+    inputs = ("version", "decision")
+    ui_color = "#dcfce7"
+
+    def __init__(self, *, version: Any, decision: Any, pipeline: str | None = None, **kwargs: Any) -> None:
+        if pipeline:
+            kwargs.setdefault("outlets", [model_asset(pipeline)])
+        super().__init__(settings={"version": version, "decision": decision}, pipeline=pipeline, **kwargs)
+
+    def finish(self, context: Context, outcome: Outcome) -> dict[str, Any]:
+        """Tell those that wait for a new champion which one it is."""
+        for outlet in self.outlets:
+            context["outlet_events"][outlet].extra = {"version": outcome.info["version"]}
+        return super().finish(context, outcome)
+
+
+class BatchPredictOperator(StageOperator):
+    """Score rows with the champion, write one partition, and update the asset ``mlops://PIPELINE/predictions``.
+
+    Without ``pipeline`` no asset is updated.
+
+    :param data: the output of `ExtractDataOperator`. (templated)
+    :param destination: the folder of predictions, as a path relative to the DAG file or any fsspec URI. Default:
+        ``predictions/PIPELINE`` in the store. (templated)
+    :param keep: columns of the input that are copied beside the predictions: keys and times.
+    """
+
+    stage = stages.BatchPredict
+    inputs = ("data",)
+    ui_color = "#e0f2fe"
+
+    def __init__(
+        self,
+        *,
+        data: Any,
+        destination: str | None = None,
+        keep: Sequence[str] = (),
+        pipeline: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if pipeline:
+            kwargs.setdefault("outlets", [predictions_asset(pipeline)])
+        settings = {"data": data, "destination": destination, "keep": list(keep)}
+        super().__init__(settings=settings, pipeline=pipeline, **kwargs)

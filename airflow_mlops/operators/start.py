@@ -1,0 +1,109 @@
+"""The first task of a training run: which window, which code, and whose request is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowSkipException
+
+from airflow_mlops.call.code import snapshot
+from airflow_mlops.call.store import Store
+from airflow_mlops.hooks.mlflow import store_root
+from airflow_mlops.operators.base import is_active_run, run_key
+from airflow_mlops.operators.retry import MlopsRetryPolicy
+from airflow_mlops.operators.window import window_of_run
+from airflow_mlops.registry.requests import Request, Requests
+from airflow_mlops.spec.stages import resolve
+from airflow_mlops.spec.window import Grain, Window
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class StartRunOperator(BaseOperator):
+    """Resolve what the whole run shares, once.
+
+    It gives ``{"window": ..., "code": ..., "requests": [...]}``, which stage operators take as ``start``. Every retrain
+    request that is pending is claimed; a run that an event started and that finds none left is surplus, and is skipped.
+
+    :param pipeline: the pipeline's name. Default: the DAG's id.
+    :param source: where the rows come from, for the newest window of a run by hand.
+    :param grain: the calendar piece that the windows step by.
+    :param callables: the user's functions, whose packages are kept as the run's code.
+    :param upstream_models: pipelines whose promotions ask for a retraining.
+    :param answers_requests: whether the run trains, and so answers retrain requests.
+    :param store: the artifact store's root. Default: ``[airflow_mlops] store``.
+    :param base: the folder that relative paths and the user's packages are looked up from. Default: the DAG file's.
+    """
+
+    ui_color = "#f1f5f9"
+    template_fields: Sequence[str] = ("pipeline", "source")
+
+    def __init__(
+        self,
+        *,
+        pipeline: str | None = None,
+        source: str | None = None,
+        grain: Grain = "day",
+        callables: Sequence[str] = (),
+        upstream_models: Sequence[str] = (),
+        answers_requests: bool = True,
+        store: str | None = None,
+        base: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("retry_policy", MlopsRetryPolicy())
+        super().__init__(**kwargs)
+        self.pipeline, self.source, self.grain = pipeline, source, grain
+        self.callables, self.upstream_models = list(callables), list(upstream_models)
+        self.answers_requests, self.store, self.base = answers_requests, store, base
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Claim requests, choose the window, keep the code."""
+        base = self.base or str(self.dag.folder)
+        store = Store(store_root(self.store))
+        name = self.pipeline or str(self.dag.dag_id)
+        claimed = self._claim(context, Requests(store, name)) if self.answers_requests else []
+        run = context["dag_run"]
+        asked = [request.window for request in claimed if request.window is not None]
+        explicit = (context.get("params") or {}).get("window") or (run.conf or {}).get("window")
+        if asked and not explicit:
+            window: Window | None = max(asked, key=lambda each: each.start)
+        else:
+            source = resolve(base, self.source) if self.source else None
+            window = window_of_run(context, self.grain, source)
+        code = snapshot(self.callables, base, store)
+        self.log.info(
+            "window: %s, code: %s", window.key if window else "all rows", code.digest if code else "installed"
+        )
+        return {
+            "window": [window.start.isoformat(), window.end.isoformat(), window.key] if window else None,
+            "code": code.model_dump(mode="json") if code else None,
+            "requests": [request.id for request in claimed],
+        }
+
+    def _claim(self, context: Context, requests: Requests) -> list[Request]:
+        for request in self._promotions(context, requests.model):
+            requests.open(request)
+        claimed = requests.claim(run_key(context), lambda run: is_active_run(context, run))
+        if not claimed and str(context["dag_run"].run_type) == "asset_triggered":
+            raise AirflowSkipException("no retrain request is pending: another run has taken it")
+        for request in claimed:
+            self.log.info("this run answers request %s: %s", request.id, request.reason)
+        return claimed
+
+    def _promotions(self, context: Context, model: str) -> list[Request]:
+        """The promotions of other pipelines that started this run, as requests."""
+        names = {f"{each}.model": each for each in self.upstream_models}
+        found = []
+        for asset, events in (context.get("triggering_asset_events") or {}).items():
+            other = names.get(getattr(asset, "name", ""))
+            for event in events if other else ():
+                version = (event.extra or {}).get("version", "?")
+                reason = f"{other} has promoted version {version}"
+                found.append(
+                    Request(model=model, champion=f"{other}@{version}", reason=reason, trigger="model", window=None)
+                )
+        return found

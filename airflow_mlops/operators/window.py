@@ -1,0 +1,50 @@
+"""Which window a DAG run is about. Airflow's own dates are read here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from airflow_mlops.call.source import windows_of
+from airflow_mlops.errors import DataNotFoundError
+from airflow_mlops.spec.window import Grain, Window, parse_key, window_before
+
+
+def window_from(value: Any, grain: Grain) -> Window | None:
+    """A window from its key, or from the JSON of one that another task has resolved."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        return parse_key(grain, value)
+    start, end, key = value
+    moments = [at if isinstance(at, datetime) else datetime.fromisoformat(at) for at in (start, end)]
+    return Window(moments[0], moments[1], key)
+
+
+def window_of_run(context: Mapping[str, Any], grain: Grain, source: str | None) -> Window | None:
+    """The window of a run.
+
+    - A person's choice comes first: the DAG param or conf key ``window``.
+    - A partitioned run has its partition's key.
+    - A scheduled or backfilled run has the newest window that was complete at its data interval's end. A cron schedule
+      gives an interval of no width in Airflow 3, whose end is the tick itself, so the rule holds for both.
+    - Any other run (by hand, by an asset) has the newest window whose data is there; None where the source comes as
+      one whole.
+    """
+    run = context["dag_run"]
+    chosen = (context.get("params") or {}).get("window") or (run.conf or {}).get("window")
+    if chosen:
+        return parse_key(grain, str(chosen))
+    if run.partition_key:
+        return parse_key(grain, str(run.partition_key))
+    if str(run.run_type) in ("scheduled", "backfill"):
+        return window_before(grain, run.data_interval_end or run.logical_date or run.run_after)
+    if source is None or "{window}" not in source:
+        return None
+    there = windows_of(source, grain)
+    if not there:
+        raise DataNotFoundError(
+            f"no window of {source} has arrived yet", fix="correct the source, or wait for its data"
+        )
+    return there[-1]

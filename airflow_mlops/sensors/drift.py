@@ -1,0 +1,175 @@
+"""The sensor that closes the loop: the next window arrives, a worker judges it, and drift asks for retraining."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from airflow.sdk import BaseSensorOperator, PokeReturnValue
+
+from airflow_mlops.call.store import Store
+from airflow_mlops.call.wire import Outcome
+from airflow_mlops.hooks.mlflow import MlflowHook, store_root
+from airflow_mlops.operators.assets import retrain_alias, retrain_asset
+from airflow_mlops.operators.base import StageTask, is_active_run, run_key
+from airflow_mlops.operators.links import REPORT_URL, RUN_URL
+from airflow_mlops.operators.retry import MlopsRetryPolicy
+from airflow_mlops.registry.ledger import Ledger
+from airflow_mlops.registry.requests import Request, Requests, cooling_until
+from airflow_mlops.spec import stages
+from airflow_mlops.spec.window import Window, parse_key
+from airflow_mlops.triggers.window import WindowTrigger, arrived_window
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from pydantic import JsonValue
+
+
+class DataDriftSensor(StageTask, BaseSensorOperator):
+    """Wait for the next window's data, compare it with the champion's reference, and on drift ask for a retraining.
+
+    The window is the one after all that were judged and that the champion was trained on, or the one given. Waiting
+    takes no worker: the task is deferred (``deferrable=True``) or rescheduled (``mode="reschedule"``). The comparison
+    runs on a worker. Its verdict and Evidently's report are kept in an MLflow run. On drift, and only then, the asset
+    ``mlops://PIPELINE/retrain`` is updated, with the request's id and reason as its extra.
+
+    :param source: where the rows come from, as in `ExtractDataOperator`. (templated)
+    :param format: ``parquet`` or ``csv``. Default: from the file's suffix.
+    :param time: the time column, as in `ExtractDataOperator`.
+    :param grain: the calendar piece that ``{window}`` steps by.
+    :param last: how many windows are judged together.
+    :param data_drift: when a window counts as drifted: ``{"false_alarm_rate": 0.01, "min_effect": 0.1, ...}``.
+    :param request_retraining: whether drift asks for a retraining, or is only recorded.
+    :param cooldown: how long after a promotion or rejection drift asks for nothing.
+    :param pipeline: the pipeline's name. Default: the DAG's id. (templated)
+    :param window: the key of the window to judge. Default: the next one, or the DAG param ``window``. (templated)
+    :param registry_conn_id: the connection of type ``mlflow``.
+    :param store: the artifact store's root. Default: ``[airflow_mlops] store``.
+    :param base: the folder that relative paths are looked up from. Default: the DAG file's.
+    :param backend: where the comparison runs.
+    :param backend_options: what the backend is made with.
+    :param deferrable: wait in the triggerer instead of being rescheduled.
+    """
+
+    stage = stages.Monitor
+    links = (RUN_URL, REPORT_URL)
+    ui_color = "#fee2e2"
+
+    def __init__(
+        self,
+        *,
+        source: str,
+        format: Literal["parquet", "csv"] | None = None,
+        time: str | None = None,
+        grain: str = "day",
+        last: int = 1,
+        data_drift: Mapping[str, Any] | None = None,
+        request_retraining: bool = True,
+        cooldown: timedelta = timedelta(0),
+        pipeline: str | None = None,
+        window: str | None = None,
+        registry_conn_id: str = MlflowHook.default_conn_name,
+        store: str | None = None,
+        base: str | None = None,
+        backend: str = "local",
+        backend_options: Mapping[str, Any] | None = None,
+        deferrable: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("retry_policy", MlopsRetryPolicy())
+        kwargs.setdefault("mode", "reschedule")
+        self.alias = retrain_alias(pipeline) if pipeline else None
+        if self.alias is not None:
+            # An alias, because a plain asset would be updated by every success; the inlet keeps the two in one picture.
+            kwargs.setdefault("outlets", [self.alias])
+            kwargs.setdefault("inlets", [retrain_asset(str(pipeline))])
+        super().__init__(**kwargs)
+        settings = {
+            "source": source,
+            "format": format,
+            "time": time,
+            "grain": grain,
+            "last": last,
+            "data_drift": dict(data_drift or {}),
+        }
+        self.configure(
+            settings,
+            pipeline=pipeline,
+            start=None,
+            window=window,
+            registry_conn_id=registry_conn_id,
+            store=store,
+            base=base,
+            backend=backend,
+            backend_options=backend_options,
+            poll_interval=self.poke_interval,
+        )
+        self.request_retraining, self.cooldown, self.deferrable = request_retraining, cooldown, deferrable
+
+    def execute(self, context: Context) -> Any:
+        """Judge the window if its data is there; else wait, without a worker."""
+        if not self.deferrable:
+            return super().execute(context)
+        window = arrived_window(**self._waiting(context))
+        if window is None:
+            trigger = WindowTrigger(self._waiting(context), self.poke_interval)
+            self.defer(trigger=trigger, method_name="resume_window", timeout=timedelta(seconds=self.timeout))
+            return None
+        return self._judge(context, window)
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """Judge the window if its data is there."""
+        window = arrived_window(**self._waiting(context))
+        return PokeReturnValue(window is not None, self._judge(context, window) if window else None)
+
+    def resume_window(self, context: Context, event: dict[str, Any]) -> Any:
+        """Go on when the trigger has seen the data arrive."""
+        waiting = self._waiting(context)
+        window = parse_key(waiting["grain"], event["window"]) if event["window"] else arrived_window(**waiting)
+        return self._judge(context, window) if window else self.execute(context)
+
+    def _waiting(self, context: Context) -> dict[str, Any]:
+        params: Any = self.stage_params()
+        chosen = self.window or (context.get("params") or {}).get("window")
+        return {
+            "store": store_root(self.store),
+            "pipeline": self.pipeline_name,
+            "source": params.source,
+            "grain": params.grain,
+            "run": run_key(context),
+            "window": chosen or None,
+        }
+
+    def _judge(self, context: Context, window: Window) -> dict[str, Any]:
+        return self.finish(context, self.carry(context, self.make_call(context, window)))
+
+    def finish(self, context: Context, outcome: Outcome) -> dict[str, Any]:
+        """Ask for a retraining on drift, and ring again for requests that nobody has answered."""
+        store = Store(store_root(self.store))
+        requests = Requests(store, self.pipeline_name)
+        if outcome.verdict.status == "drift" and self.request_retraining:
+            until = cooling_until(Ledger(store, self.pipeline_name).entries(), self.cooldown)
+            if until is not None:
+                self.log.info("drift asks for nothing before %s: the cooldown is on", until.isoformat())
+            else:
+                requests.open(_request(self.pipeline_name, outcome))
+        if self.request_retraining and self.alias is not None:
+            for request in requests.unanswered(lambda run: is_active_run(context, run)):
+                self.log.info("asking for a retraining (%s): %s", request.id, request.reason)
+                window = request.window.key if request.window else None
+                extra: dict[str, JsonValue] = {"request": request.id, "reason": request.reason, "window": window}
+                context["outlet_events"][self.alias].add(retrain_asset(self.pipeline_name), extra=extra)
+        return super().finish(context, outcome)
+
+
+def _request(pipeline: str, outcome: Outcome) -> Request:
+    window = outcome.window
+    return Request(
+        model=pipeline,
+        champion=outcome.info["champion"],
+        reason=f"drift in {window.key if window else 'the data'}: {'; '.join(outcome.verdict.reasons)}",
+        trigger="drift",
+        window=window,
+        evidence=outcome.info.get("report_url") or outcome.info.get("run_id"),
+    )

@@ -1,0 +1,54 @@
+"""Waits for a job of a backend to end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_mlops.backends.base import TERMINAL, Handle, backend_of
+
+
+class JobTrigger(BaseTrigger):
+    """Fires once when a job has ended, whichever way.
+
+    :param backend: the backend's name.
+    :param options: what the backend is made with.
+    :param handle: the job, as the JSON of a `Handle`.
+    :param poll_interval: seconds between two looks.
+    """
+
+    def __init__(
+        self, backend: str, options: dict[str, Any], handle: dict[str, Any], poll_interval: float = 10.0
+    ) -> None:
+        super().__init__()
+        self.backend, self.options, self.handle, self.poll_interval = backend, options, handle, poll_interval
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """The trigger as Airflow stores it."""
+        arguments = {
+            "backend": self.backend,
+            "options": self.options,
+            "handle": self.handle,
+            "poll_interval": self.poll_interval,
+        }
+        return f"{type(self).__module__}.{type(self).__qualname__}", arguments
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Look at the job until it has ended."""
+        backend = backend_of(self.backend, self.options)
+        handle = Handle.model_validate(self.handle)
+        # The first look comes late on purpose: a task that is resumed before the executor has taken note of its
+        # deferral is failed by the scheduler.
+        while True:
+            await asyncio.sleep(self.poll_interval)
+            if await asyncio.to_thread(backend.status, handle) in TERMINAL:
+                yield TriggerEvent({"handle": self.handle})
+                return
+
+    async def on_kill(self) -> None:
+        """Cancel the job when a person clears or marks the task."""
+        backend = backend_of(self.backend, self.options)
+        await asyncio.to_thread(backend.cancel, Handle.model_validate(self.handle))

@@ -1,0 +1,5 @@
+from airflow.plugins_manager import AirflowPlugin
+
+
+class MlopsPlugin(AirflowPlugin):
+    name = "airflow_mlops"

@@ -1,0 +1,97 @@
+"""What every test shares: a quiet environment, and one real MLflow server for the whole session."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests.toy import World, registry_ref
+
+pytest_plugins = ["tests.airflow_fixtures"]
+
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "OMP_NUM_THREADS": "2",
+}
+# Libraries read these when they are imported, and child processes inherit them.
+os.environ.update(QUIET)
+_home = tempfile.TemporaryDirectory(prefix="airflow-home-")
+os.environ["AIRFLOW_HOME"] = _home.name
+for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME"):
+    os.environ.pop(name, None)
+
+settings.register_profile("suite", deadline=None, database=None, max_examples=40)
+settings.load_profile("suite")
+
+TESTS = Path(__file__).parent
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real ``mlflow server`` with a database and artifacts of its own."""
+    folder = tmp_path_factory.mktemp("mlflow-server")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with open(folder / "server.log", "wb") as log:
+        server = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        _wait_until_healthy(url, server, folder / "server.log")
+        yield url
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path, seconds: float = 120.0) -> None:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if server.poll() is not None:
+            break
+        try:
+            with direct.open(f"{url}/health", timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"mlflow server did not start:\n{log.read_text()[-2000:]}")
+
+
+@pytest.fixture
+def fresh_name() -> str:
+    """A name that no other test has used on the shared server."""
+    return f"toy-{uuid.uuid4().hex[:10]}"
+
+
+@pytest.fixture
+def world(mlflow_server: str, fresh_name: str, tmp_path: Path) -> World:
+    """A folder for data and declarations, a store, and a registry of its own on the shared server."""
+    return World(tmp_path, str(tmp_path / "store"), registry_ref(mlflow_server, fresh_name))

@@ -1,0 +1,116 @@
+"""The ledger: one truth, whoever writes and whenever they die."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from airflow_mlops.call import Store
+from airflow_mlops.errors import PromotionConflictError, StoreError
+from airflow_mlops.registry import Entry, Ledger
+from tests import toy
+
+RACER = """
+import json
+from airflow_mlops.call import Store
+from airflow_mlops.errors import PromotionConflictError
+from airflow_mlops.registry import Ledger
+store, me, champion = sys.argv[1], sys.argv[2], sys.argv[3] or None
+ledger = Ledger(Store(store), "m")
+ready(me)
+try:
+    ledger.record("promotion", version=me, champion_before=champion, decision="d" + me, reasons=(), run="r" + me)
+    print(json.dumps("won"))
+except PromotionConflictError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(Store(str(tmp_path / "store")), "m")
+
+
+def promote(ledger: Ledger, version: str, before: str | None, run: str | None = None) -> Entry:
+    return ledger.record(
+        "promotion",
+        version=version,
+        champion_before=before,
+        decision=f"d{version}",
+        reasons=("better",),
+        run=run or f"r{version}",
+        window="2024-01",
+    )
+
+
+def reject(ledger: Ledger, version: str, before: str | None) -> Entry:
+    return ledger.record(
+        "rejection", version=version, champion_before=before, decision="d", reasons=("worse",), run=f"r{version}"
+    )
+
+
+def test_an_empty_ledger_has_no_champion(ledger: Ledger) -> None:
+    assert (ledger.entries(), ledger.champion(), ledger.previous(), ledger.promotion()) == ([], None, None, None)
+
+
+def test_the_champion_moves_and_the_previous_one_is_known(ledger: Ledger) -> None:
+    promote(ledger, "1", None)
+    assert (ledger.champion(), ledger.previous()) == ("1", None)
+    promote(ledger, "2", "1")
+    reject(ledger, "3", "2")
+    promote(ledger, "4", "2")
+    assert (ledger.champion(), ledger.previous()) == ("4", "2")
+    assert [entry.number for entry in ledger.entries()] == [1, 2, 3, 4]
+    made = ledger.promotion()
+    assert made is not None and made.version == "4" and made.window == "2024-01"
+
+
+def test_a_rejection_changes_no_champion(ledger: Ledger) -> None:
+    promote(ledger, "1", None)
+    entry = reject(ledger, "2", "1")
+    assert (entry.champion_before, entry.champion_after) == ("1", "1")
+    made = ledger.promotion()
+    assert ledger.champion() == "1" and made is not None and made.version == "1"
+
+
+def test_a_promotion_against_another_champion_is_refused_and_writes_nothing(ledger: Ledger) -> None:
+    promote(ledger, "1", None)
+    before = ledger.entries()
+    with pytest.raises(PromotionConflictError, match="judged against champion none, but the champion is now 1"):
+        promote(ledger, "2", None)
+    assert ledger.entries() == before
+
+
+def test_a_retry_finds_its_entry_even_when_the_champion_has_moved_on(ledger: Ledger) -> None:
+    first = promote(ledger, "1", None)
+    promote(ledger, "2", "1")
+    assert promote(ledger, "1", None) == first
+    assert len(ledger.entries()) == 2 and ledger.champion() == "2"
+
+
+def test_another_run_with_an_equal_decision_writes_an_entry_of_its_own(ledger: Ledger) -> None:
+    first = reject(ledger, "1", None)
+    second = ledger.record("rejection", version="1", champion_before=None, decision="d", reasons=(), run="other")
+    assert (first.number, second.number) == (1, 2)
+
+
+def test_of_processes_that_promote_at_once_exactly_one_wins(ledger: Ledger, tmp_path: Path) -> None:
+    champion = ""
+    for round_ in range(2):
+        names = [f"{round_}{index}" for index in range(5)]
+        said = toy.race(RACER, tmp_path / "store", [(name, champion) for name in names])
+        assert said.count("won") == 1
+        assert all("the champion is now" in answer for answer in said if answer != "won")
+        assert ledger.champion() == names[said.index("won")]
+        champion = ledger.champion() or ""
+    entries = ledger.entries()
+    assert [entry.number for entry in entries] == [1, 2]
+    assert entries[1].champion_before == entries[0].champion_after
+
+
+def test_a_damaged_entry_is_an_error_not_another_champion(ledger: Ledger, tmp_path: Path) -> None:
+    promote(ledger, "1", None)
+    (tmp_path / "store" / "ledger" / "m" / "00000001.json").write_text('{"number": 1')
+    with pytest.raises(StoreError, match="is not JSON"):
+        ledger.champion()

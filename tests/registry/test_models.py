@@ -1,0 +1,98 @@
+"""The registry and the ledger together: runs found again, versions made once, aliases that follow."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_mlops.call import Call, Store
+from airflow_mlops.errors import ModelNotFoundError, RegistryError
+from airflow_mlops.registry import ModelRegistry
+from tests import toy
+from tests.toy import World
+
+
+@pytest.fixture
+def registry(world: World) -> ModelRegistry:
+    return toy.registry_of(world.store, world.registry)
+
+
+def call(world: World, run: str = "a") -> Call:
+    return Call(pipeline="toy", stage="train", run=run, store=world.store, registry=world.registry)
+
+
+def promoted(registry: ModelRegistry, version: str, before: str | None) -> None:
+    registry.ledger.record(
+        "promotion", version=version, champion_before=before, decision=version, reasons=(), run=version
+    )
+
+
+def test_a_run_is_made_once_and_by_every_stage_found_again(world: World, registry: ModelRegistry) -> None:
+    made = registry.run_of(call(world))
+    assert registry.run_of(call(world).model_copy(update={"stage": "evaluate"})) == made
+    assert registry.run_of(call(world, "b")) != made
+    assert registry.run_of(call(world), suffix="other") != made
+
+
+def test_a_call_without_a_registry_is_refused(world: World) -> None:
+    with pytest.raises(RegistryError, match="was given none"):
+        ModelRegistry.of(call(world).model_copy(update={"registry": None}), Store(world.store))
+
+
+def test_registering_again_makes_no_second_version(world: World, registry: ModelRegistry) -> None:
+    first = toy.make_version(world, "sha256:a")
+    assert toy.make_version(world, "sha256:a") == first
+    assert len(toy.state_of(world)["versions"]) == 1
+    other = toy.make_version(world, "sha256:b")
+    assert (first.uri[-2:], other.uri[-2:]) == ("/1", "/2")
+
+
+def test_without_a_promotion_there_is_no_champion(registry: ModelRegistry) -> None:
+    assert registry.champion() is None
+    with pytest.raises(ModelNotFoundError, match="has no champion yet"):
+        registry.need_champion()
+
+
+def test_aliases_follow_the_ledger(world: World, registry: ModelRegistry) -> None:
+    for digest in ("sha256:a", "sha256:b"):
+        toy.make_version(world, digest)
+    registry.set_challenger("1")
+    promoted(registry, "1", None)
+    assert registry.project() == {"champion": "1"}
+    registry.set_challenger("2")
+    assert registry.project() == {"champion": "1", "challenger": "2"}
+    promoted(registry, "2", "1")
+    assert registry.project() == {"champion": "2", "previous": "1"}
+    assert registry.project() == {"champion": "2", "previous": "1"}
+    assert registry.need_champion().tags["mlops.model_digest"] == "sha256:b"
+
+
+@pytest.mark.parametrize(
+    "meddling", [{"champion": "2"}, {"champion": None}, {"previous": "1"}, {"champion": "2", "previous": "2"}]
+)
+def test_aliases_that_somebody_changed_by_hand_are_put_right(
+    world: World, registry: ModelRegistry, meddling: dict[str, str | None]
+) -> None:
+    for digest in ("sha256:a", "sha256:b"):
+        toy.make_version(world, digest)
+    promoted(registry, "1", None)
+    registry.project()
+    for alias, version in meddling.items():
+        registry.api.set_alias(world.registry.model, alias, version)
+    assert registry.need_champion().version == "1"
+    assert registry.project() == {"champion": "1"}
+
+
+def test_an_alias_without_any_promotion_is_taken_away(world: World, registry: ModelRegistry) -> None:
+    toy.make_version(world, "sha256:a")
+    registry.api.set_alias(world.registry.model, "champion", "1")
+    assert registry.project() == {}
+
+
+def test_links_lead_to_the_run_and_its_report(world: World, registry: ModelRegistry) -> None:
+    experiment = registry.api.experiment_id(world.registry.experiment)
+    plain = f"{world.registry.uri}/#/experiments/{experiment}/runs/r1"
+    assert registry.run_url("r1") == plain
+    assert registry.run_url("r1", "report.html") == f"{plain}/artifacts/report.html"
+    outside = world.registry.model_copy(update={"ui_url": "https://mlflow.example/"})
+    seen = ModelRegistry(outside, Store(world.store)).run_url("r1")
+    assert seen is not None and seen.startswith("https://mlflow.example/#/experiments/")
