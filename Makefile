@@ -9,7 +9,6 @@ UV_VERSION := 0.13.9
 UV := .tools/bin/uv
 BIN := .venv/bin
 STAMP := .venv/.installed
-SOURCES := airflow_mlops dags docs tests $(wildcard benchmarks)
 DECLARATIONS := $(wildcard dags/*.yaml)
 
 export UV_PYTHON_DOWNLOADS := never

@@ -124,17 +124,21 @@ class Airflow:
                 **dates,
             )
             run.consumed_asset_events.extend(session.get(AssetEvent, event) for event in events or [])
+            before: list[Any] = []
             while run.state == DagRunState.RUNNING:
                 session.expire_all()
                 ready, _ = run.update_state(session=session)
+                stands = sorted((ti.task_id, str(ti.state)) for ti in run.get_task_instances(session=session))
+                if not ready and stands == before:
+                    break
+                before = stands
                 for ti in ready:
                     ti.try_number += 1
                     ti.state = TaskInstanceState.SCHEDULED
                 session.commit()
                 for ti in ready:
                     _run_task(ti=ti, task=dag.task_dict[ti.task_id], run_triggerer=triggers)
-                if not ready:
-                    break
+            session.commit()
             return self.look(run)
 
     def sync(self) -> None:
@@ -171,7 +175,7 @@ class Airflow:
                 states={ti.task_id: ti.state and str(ti.state) for ti in tasks},
                 tries={ti.task_id: ti.try_number for ti in tasks},
                 errors={task: found for (run_id, task), found in self._errors.items() if run_id == run.run_id},
-                xcom={(task, name): json.loads(value) for task, name, value in values},
+                xcom={(row.task_id, row.key): XComModel.deserialize_value(row) for row in values},
                 events=[{"id": event.id, "asset": event.asset.uri, "extra": event.extra} for event in made],
             )
 

@@ -35,7 +35,7 @@ os.environ["AIRFLOW_HOME"] = _home.name
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME"):
     os.environ.pop(name, None)
 
-settings.register_profile("suite", deadline=None, database=None, max_examples=40)
+settings.register_profile("suite", deadline=None, database=None, max_examples=20)
 settings.load_profile("suite")
 
 TESTS = Path(__file__).parent

@@ -59,7 +59,9 @@ def rows(month: str, count: int = 400, *, seed: int | None = None, shift: float 
             "y": (random.random(count) < 1 / (1 + np.exp(-logit))).astype("int64"),
         }
     )
-    return pa.Table.from_pandas(frame, preserve_index=False)
+    kinds = [pa.string(), pa.timestamp("us"), pa.float64(), pa.float64(), pa.string(), pa.bool_(), pa.int64()]
+    schema = pa.schema(list(zip(frame.columns, kinds, strict=True)))
+    return pa.Table.from_pandas(frame, schema, preserve_index=False).replace_schema_metadata(None)
 
 
 def write(table: pa.Table, file: Path) -> Path:
@@ -144,6 +146,17 @@ def _run(
         if node.stage == until or (node.stage == "validate_model" and not outcomes[node.stage].verdict.passed):
             break
     return outcomes
+
+
+def next_call(
+    declaration: Declaration, stage: str, outcomes: dict[str, Outcome], window: str | Window, run: str, store: str,
+    registry: RegistryRef,
+) -> Call:
+    """The Call of one stage of the train plan, after the stages before it."""
+    nodes = train_plan(declaration.pipeline)
+    code = snapshot([name for node in nodes for name in node.params.callables()], declaration.base, Store(store))
+    node = next(node for node in nodes if node.stage == stage)
+    return call_of(declaration, node, outcomes, window, run, store, registry, code)
 
 
 def run_plan(

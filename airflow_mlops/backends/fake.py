@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +53,7 @@ class FakeBackend:
 
     def submissions(self) -> int:
         """How many jobs were ever started."""
-        return len(list(self.folder.glob("*.json")))
+        return len(list(self.folder.glob("*.submission")))
 
     def find(self, call: Call) -> Handle | None:
         """The job of an earlier try, by the Call's identity, as a remote service finds one by its label."""
@@ -67,6 +68,7 @@ class FakeBackend:
         accepted = create_if_absent(str(self.folder / f"{call.identity}.json"), json.dumps(started).encode())
         if not accepted and self.find(call) is not None:
             raise BackendError(f"the job {call.identity} is there already", fix="find it before submitting")
+        (self.folder / f"{call.identity}.{uuid.uuid4().hex}.submission").touch()
         self._update(call.identity, **started, error=None, log=[f"{call.where}: accepted"])
         try:
             with environment(secrets):

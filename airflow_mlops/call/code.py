@@ -98,8 +98,9 @@ def snapshot(callables: Iterable[str], base: str, store: Store) -> ArtifactRef |
 
 def _installed(top: str) -> bool:
     try:
-        return importlib.util.find_spec(top) is not None
-    except ValueError:  # __main__, which is nowhere to be found by another process
+        # No other process finds what is __main__ in this one.
+        return top != "__main__" and importlib.util.find_spec(top) is not None
+    except ValueError:  # a module without a spec: it was put into sys.modules by hand
         return False
 
 

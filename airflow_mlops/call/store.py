@@ -238,7 +238,7 @@ class Store:
             outcome = Outcome.model_validate(value)
         except ValidationError as error:
             uri = self.uri("outcomes", f"{call.identity}.json")
-            raise StoreError(f"{uri} is no outcome: {error}", fix="remove the file and rerun the stage") from error
+            raise StoreError(f"{uri} does not read as an outcome", fix="remove the file and rerun the stage") from error
         return outcome if outcome.call_digest == call.digest else None
 
     def write_outcome(self, outcome: Outcome) -> None:

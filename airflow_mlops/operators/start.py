@@ -88,7 +88,7 @@ class StartRunOperator(BaseOperator):
         for request in self._promotions(context, requests.model):
             requests.open(request)
         claimed = requests.claim(run_key(context), lambda run: is_active_run(context, run))
-        if not claimed and str(context["dag_run"].run_type) == "asset_triggered":
+        if not claimed and context["dag_run"].run_type == "asset_triggered":
             raise AirflowSkipException("no retrain request is pending: another run has taken it")
         for request in claimed:
             self.log.info("this run answers request %s: %s", request.id, request.reason)

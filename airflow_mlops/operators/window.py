@@ -38,7 +38,7 @@ def window_of_run(context: Mapping[str, Any], grain: Grain, source: str | None) 
         return parse_key(grain, str(chosen))
     if run.partition_key:
         return parse_key(grain, str(run.partition_key))
-    if str(run.run_type) in ("scheduled", "backfill"):
+    if run.run_type in ("scheduled", "backfill"):
         return window_before(grain, run.data_interval_end or run.logical_date or run.run_after)
     if source is None or "{window}" not in source:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -117,7 +118,7 @@ class _Input:
             with fsspec.open(self.uri, "rb", compression="infer") as file:
                 # Arrow takes an empty text for a text, and only the unquoted one can be a null.
                 convert = pacsv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False)
-                self._csv = pacsv.read_csv(pa.PythonFile(file), parse_options=parse, convert_options=convert)
+                self._csv = pacsv.read_csv(pa.PythonFile(file, mode="r"), parse_options=parse, convert_options=convert)
         return self._csv
 
     def tables(self) -> Iterator[pa.Table]:
@@ -144,8 +145,11 @@ class _Reading:
         self._reaching.__enter__()
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> bool:
-        # Arrow raises a bare OSError for a cut-off page; one with an errno comes from the file system.
-        if isinstance(error, pa.ArrowInvalid) or (isinstance(error, OSError) and error.errno is None):
+        # Arrow raises a bare OSError for a cut-off page; one with an errno comes from the file system. A packed file
+        # that was cut off ends in an EOFError or in what zlib cannot read.
+        if isinstance(error, (pa.ArrowInvalid, EOFError, zlib.error)) or (
+            isinstance(error, OSError) and error.errno is None
+        ):
             raise DataError(
                 f"{self.uri} is no readable {self.form} file: {error}",
                 fix="write the file again; it may have been cut off, or be of another format (data.format)",

@@ -86,8 +86,8 @@ def check(
     if target is not None:
         if target not in names:
             yield Finding("stop", target, f"the target {target!r} is missing; there are {', '.join(names)}")
-        elif table[target].null_count:
-            yield Finding("stop", target, f"the target {target!r} has {table[target].null_count} nulls")
+        elif nulls := _nulls(table[target]):
+            yield Finding("stop", target, f"the target {target!r} has {nulls} nulls")
     if time is not None and (time not in names or type_of(table[time].type) not in ("timestamp", "date")):
         found = f"holds {table[time].type}" if time in names else "is missing"
         yield Finding("stop", time, f"the time column {time!r} {found}")

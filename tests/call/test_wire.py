@@ -58,6 +58,7 @@ def test_other_content_has_another_digest(left: Any, right: Any) -> None:
     assert (digest_of(left) == digest_of(right)) is same
 
 
+@pytest.mark.parametrize("value", [object(), {1, 2}, b"x", {"a": object()}])
 def test_what_is_not_json_has_no_digest(value: Any) -> None:
     with pytest.raises(TypeError, match="is not JSON"):
         digest_of(value)

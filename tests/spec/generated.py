@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from airflow_mlops.spec import DataSchema, Pipeline
 
 MISREAD = ("on", "no", "null", "~", "1e3", ".5e3", "1_000", "0x1f", "1:30", "2013-01-01", "=", "<<", "a: b", "#", "")
+BREAKS = ("a\nb", "\n", "a\r", "a\x85b", "\u2028", "\ufeff", "\0", "tab\t", " a ")
 
 letters = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12)
-texts = letters | st.sampled_from(MISREAD)
+texts = letters | st.sampled_from(MISREAD + BREAKS)
 numbers = st.integers() | st.floats(allow_nan=False)
 columns = texts.filter(bool)
 durations = st.builds(timedelta, seconds=st.integers(0, 10**9))

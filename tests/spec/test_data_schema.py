@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 
 from airflow_mlops.errors import DeclarationError
 from airflow_mlops.spec import DataSchema, dump_schema, load_schema
-from tests.spec.generated import schemas
+from tests.spec.generated import BREAKS, MISREAD, schemas
 
 
 def load(folder: Path, text: str) -> DataSchema:
@@ -23,6 +23,14 @@ def load(folder: Path, text: str) -> DataSchema:
 def test_a_written_schema_reads_back_equal(tmp_path: Path, schema: DataSchema) -> None:
     again = load(tmp_path, dump_schema(schema))
     assert repr(again) == repr(schema)
+
+
+@pytest.mark.parametrize("name", [*MISREAD, *BREAKS, "many words " * 20])
+def test_any_text_names_a_column_on_one_line(tmp_path: Path, name: str) -> None:
+    schema = DataSchema.model_validate({"columns": {name: {"type": "string", "categories": [name]}}})
+    text = dump_schema(schema)
+    assert text.count("\n") == 3
+    assert load(tmp_path, text) == schema
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

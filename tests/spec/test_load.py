@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from airflow_mlops.errors import DeclarationError
 from airflow_mlops.spec import Pipeline, dump_pipeline, load_declarations, load_pipeline
 from airflow_mlops.spec.load import read_documents
-from tests.spec.generated import letters, pipelines
+from tests.spec.generated import BREAKS, MISREAD, letters, pipelines
 
 LEAST = "name: churn\ndata: {source: rows.parquet, target: y}\ntrain: {estimator: sklearn.dummy.DummyClassifier}\n"
 
@@ -44,6 +44,13 @@ def test_a_written_pipeline_reads_back_equal(file: Path, pipeline: Pipeline) -> 
     again = load(file, dump_pipeline(pipeline))
     assert again == pipeline
     assert repr(again) == repr(pipeline), "equal, but of other types"
+
+
+@pytest.mark.parametrize("text", MISREAD + BREAKS)
+def test_a_text_that_yaml_misreads_is_written_so_that_it_does_not(file: Path, text: str) -> None:
+    pipeline = load(file, LEAST)
+    declared = pipeline.model_copy(update={"train": pipeline.train.model_copy(update={"params": {text: [text]}})})
+    assert load(file, dump_pipeline(declared)).train.params == {text: [text]}
 
 
 @one_folder

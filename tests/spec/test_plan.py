@@ -86,6 +86,8 @@ def test_keys_times_and_groups_are_no_features() -> None:
     train = node("train", train_plan(made))
     assert (train.exclude, train.drop, train.group) == (("id", "shop", "at"), ("note",), "shop")
     assert node("batch_predict", predict_plan(made)).keep == ("id", "shop", "at")
+    alone = pipeline(prepare={"split": {"by": "group", "group": "team"}})
+    assert node("train", train_plan(alone)).exclude == ("team",)
 
 
 def test_the_champion_is_scored_only_for_a_gate_that_compares() -> None:

@@ -1,0 +1,123 @@
+"""Where a source's windows lie, told from file names alone."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import get_args
+
+import fsspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from airflow_mlops.call.source import files_of, windows_of
+from airflow_mlops.errors import StoreUnreachableError
+from airflow_mlops.spec import Window
+from airflow_mlops.spec.window import Grain, parse_key, window_at
+from tests.conftest import free_port
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else f"memory://{uuid.uuid4().hex}"
+
+
+def put(root: str, *names: str) -> None:
+    for name in names:
+        with fsspec.open(f"{root}/{name}", "wb", auto_mkdir=True) as file:
+            file.write(b"x")
+
+
+def month(key: str) -> Window:
+    return parse_key("month", key)
+
+
+def names(root: str, files: list[str]) -> list[str]:
+    """Files without their root, which fsspec writes in more than one way."""
+    return [file.partition(root.removeprefix("memory://").strip("/") + "/")[2] for file in files]
+
+
+def test_the_file_of_a_window(root: str) -> None:
+    put(root, "2013-01.parquet", "2013-02.parquet")
+    (file,) = files_of(root + "/{window}.parquet", month("2013-02"))
+    assert names(root, [file]) == ["2013-02.parquet"]
+    with fsspec.open(file, "rb") as opened:
+        assert opened.read() == b"x"
+    assert files_of(root + "/{window}.parquet", month("2013-03")) == []
+
+
+def test_a_star_matches_within_a_folder(root: str) -> None:
+    put(root, "2013-01/b.csv", "2013-01/a.csv", "2013-01/a.txt", "2013-01/deep/c.csv", "2013-02/d.csv")
+    assert names(root, files_of(root + "/{window}/*.csv", month("2013-01"))) == ["2013-01/a.csv", "2013-01/b.csv"]
+    assert files_of(root + "/{window}/*.csv", month("2013-03")) == []
+
+
+def test_a_source_without_windows_has_the_same_files_for_each(root: str) -> None:
+    put(root, "all.csv")
+    assert files_of(root + "/all.csv", None) == files_of(root + "/all.csv", month("2013-01")) != []
+
+
+def test_a_file_that_arrives_later_is_seen(root: str) -> None:
+    source = root + "/{window}.csv"
+    put(root, "2013-01.csv")
+    assert [window.key for window in windows_of(source, "month")] == ["2013-01"]
+    put(root, "2013-02.csv")
+    assert len(files_of(source, month("2013-02"))) == 1
+    assert [window.key for window in windows_of(source, "month")] == ["2013-01", "2013-02"]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(get_args(Grain)), st.sets(st.datetimes(datetime(1900, 1, 1), datetime(2100, 1, 1)), max_size=5))
+def test_the_windows_that_are_there_come_oldest_first(tmp_path: Path, grain: Grain, at: set[datetime]) -> None:
+    root = tmp_path / uuid.uuid4().hex
+    windows = sorted({window_at(grain, each.replace(tzinfo=UTC)) for each in at})
+    put(str(root), "readme.parquet", *(f"{window.key}.parquet" for window in windows))
+    assert windows_of(f"{root}/{{window}}.parquet", grain) == windows
+
+
+def test_names_that_only_look_like_windows_are_passed_over(root: str) -> None:
+    put(
+        root,
+        "2013-01.csv",
+        "2013-13.csv",
+        "2013.csv",
+        "2013-01-05.csv",
+        "2013-02.csv.part",
+        "x2013-03.csv",
+        "notes.csv",
+    )
+    assert [window.key for window in windows_of(root + "/{window}.csv", "month")] == ["2013-01"]
+
+
+@pytest.mark.parametrize(
+    "source", ["/{window}/rows.csv", "/{window}/*.csv", "/{window}/rows-{window}.csv", "/*/rows-{window}.csv"]
+)
+def test_windows_stand_anywhere_in_a_path(root: str, source: str) -> None:
+    for key in ("2013-02", "2013-01"):
+        put(root, f"{key}/rows.csv", f"{key}/rows-{key}.csv")
+    put(root, "2013-04/rows-2013-05.txt", "2013-06.csv")
+    assert [window.key for window in windows_of(root + source, "month")] == ["2013-01", "2013-02"]
+
+
+def test_a_window_that_stands_twice_is_the_same_twice(root: str) -> None:
+    put(root, "2013-01/2013-02.csv")
+    assert windows_of(root + "/{window}/{window}.csv", "month") == []
+
+
+def test_a_folder_that_is_not_there_has_no_windows(root: str) -> None:
+    assert windows_of(root + "/nowhere/{window}.csv", "month") == []
+
+
+def test_a_dot_in_a_source_is_a_dot(root: str) -> None:
+    put(root, "2013-01xcsv")
+    assert windows_of(root + "/{window}.csv", "month") == []
+
+
+def test_a_server_that_does_not_answer_is_worth_a_retry() -> None:
+    source = f"ftp://127.0.0.1:{free_port()}/{{window}}.csv"
+    with pytest.raises(StoreUnreachableError):
+        windows_of(source, "month")
+    with pytest.raises(StoreUnreachableError):
+        files_of(source, month("2013-01"))

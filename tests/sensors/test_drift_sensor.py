@@ -1,0 +1,173 @@
+"""The drift sensor in the monitor DAG: quiet windows, a drifted one and what answers it, and windows to wait for."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from airflow_mlops.errors import DataNotFoundError, ModelNotFoundError
+from tests import toy
+from tests.airflow_fixtures import Airflow
+
+
+def test_a_window_without_drift_rings_no_bell(champion: Airflow) -> None:
+    run = champion.test("monitor", "2024-02")
+
+    assert run.state == "success"
+    assert run.xcom["data_drift", "return_value"]["verdict"]["status"] == "ok"
+    assert run.events == []
+    assert champion.requests() == []
+    for key in ("mlflow_url", "report_url"):
+        assert run.xcom["data_drift", key].startswith(champion.world.registry.uri)
+
+
+def test_a_judged_window_is_followed_by_the_next(champion: Airflow) -> None:
+    assert champion.test("monitor", "2024-02").state == "success"
+
+    run = champion.test("monitor")
+
+    assert run.xcom["data_drift", "return_value"]["window"][2] == "2024-03"
+
+
+def test_drift_asks_once_and_one_run_answers(airflow: Airflow) -> None:
+    toy.months(airflow.folder, ("2024-01",))
+    toy.months(airflow.folder, ("2024-02",), 1500, shift=3.0)
+    airflow.declare()
+    assert airflow.test("train", "2024-01").state == "success"
+
+    monitor = airflow.test("monitor", "2024-02")
+
+    assert monitor.state == "success"
+    (recorded,) = airflow.requests()
+    assert recorded.state == "requested"
+    assert (recorded.request.window.key, recorded.request.champion) == ("2024-02", "1")
+    (event,) = monitor.events
+    assert event["asset"] == f"mlops://{airflow.name}/retrain"
+    assert event["extra"]["request"] == recorded.request.id
+    assert event["extra"]["window"] == "2024-02"
+    assert "amount" in event["extra"]["reason"]
+
+    # Two schedulers may start a run each of one event: the second finds nothing left to do.
+    answer = airflow.run("train", "asset_triggered", events=[event["id"]])
+    assert answer.state == "success"
+    assert answer.xcom["start", "return_value"]["requests"] == [recorded.request.id]
+    assert answer.xcom["start", "return_value"]["window"][2] == "2024-02"
+    assert airflow.requests()[0].state == "done"
+    assert airflow.ledger()[-1].requests == (recorded.request.id,)
+    surplus = airflow.run("train", "asset_triggered", events=[event["id"]])
+    assert surplus.state == "success"
+    assert surplus.states == dict.fromkeys(answer.states, "skipped")
+    assert len(airflow.ledger()) == 2
+
+    # The window is judged once more: the request is known and answered, and nothing rings.
+    again = airflow.test("monitor", "2024-02")
+    assert again.events == []
+    assert len(airflow.requests()) == 1
+
+
+def test_a_request_that_nobody_has_answered_rings_again(airflow: Airflow) -> None:
+    toy.months(airflow.folder, ("2024-01", "2024-03"))
+    toy.months(airflow.folder, ("2024-02",), shift=3.0)
+    airflow.declare()
+    assert airflow.test("train", "2024-01").state == "success"
+    (first,) = airflow.test("monitor", "2024-02").events
+
+    (second,) = airflow.test("monitor", "2024-03").events
+
+    assert second["extra"] == first["extra"]
+    assert len(airflow.requests()) == 1
+
+
+@pytest.mark.parametrize("retrain", [{"mode": "observe"}, {"triggers": []}, {"cooldown": "30d"}])
+def test_drift_that_must_not_ask_is_only_recorded(airflow: Airflow, retrain: dict[str, object]) -> None:
+    toy.months(airflow.folder, ("2024-01",))
+    toy.months(airflow.folder, ("2024-02",), shift=3.0)
+    airflow.declare(retrain=retrain)
+    assert airflow.test("train", "2024-01").state == "success"
+
+    run = airflow.test("monitor", "2024-02")
+
+    assert run.state == "success"
+    assert run.xcom["data_drift", "return_value"]["verdict"]["status"] == "drift"
+    assert run.events == []
+    assert airflow.requests() == []
+
+
+def test_without_a_champion_the_sensor_waits_and_finds_what_comes_later(airflow: Airflow) -> None:
+    toy.months(airflow.folder, ("2024-01",))
+    airflow.declare(monitor={"poll": "1s"})
+    assert airflow.run("monitor", triggers=False).states == {"data_drift": "deferred"}
+
+    def later() -> None:
+        toy.months(airflow.folder, ("2024-02",))
+
+    assert airflow.test("train", "2024-01").state == "success"
+    timer = threading.Timer(2.0, later)
+    timer.start()
+    started = time.monotonic()
+    run = airflow.test("monitor")
+    timer.join()
+
+    assert time.monotonic() - started >= 2.0
+    assert run.state == "success"
+    assert run.tries == {"data_drift": 1}
+    assert run.xcom["data_drift", "return_value"]["window"][2] == "2024-02"
+
+
+RESCHEDULING = """
+from datetime import timedelta
+from airflow.sdk import DAG
+from airflow_mlops.sensors import DataDriftSensor
+with DAG("{name}.own", schedule=None) as dag:
+    DataDriftSensor(
+        task_id="data_drift", pipeline="{name}", source="data/{{window}}.parquet", grain="month", time="at",
+        deferrable=False, poke_interval=1, {more}
+    )
+"""
+
+
+def test_a_rescheduled_sensor_gives_its_worker_back_and_looks_again(airflow: Airflow) -> None:
+    toy.months(airflow.folder, ("2024-01",))
+    airflow.declare()
+    airflow.write(RESCHEDULING.format(name=airflow.name, more=""), "own.py")
+    assert airflow.test("train", "2024-01").state == "success"
+    assert airflow.run(f"{airflow.name}.own").states == {"data_drift": "up_for_reschedule"}
+    timer = threading.Timer(2.0, toy.months, (airflow.folder, ("2024-02",)))
+    timer.start()
+
+    run = airflow.test(f"{airflow.name}.own")
+    timer.join()
+
+    assert run.state == "success"
+    assert run.xcom["data_drift", "return_value"]["window"][2] == "2024-02"
+
+
+def test_a_window_that_never_comes_ends_at_the_timeout(airflow: Airflow) -> None:
+    airflow.write(RESCHEDULING.format(name=airflow.name, more="timeout=1, retries=2"), "own.py")
+
+    run = airflow.test(f"{airflow.name}.own")
+
+    assert run.state == "failed"
+    assert run.tries == {"data_drift": 1}
+    assert "timeout" in str(run.error("data_drift")).lower()
+
+
+def test_a_window_to_judge_before_any_model_fails_at_once(airflow: Airflow) -> None:
+    toy.months(airflow.folder, ("2024-02",))
+    airflow.declare(retry_delay="0s")
+
+    run = airflow.test("monitor", "2024-02")
+
+    assert (run.state, run.tries) == ("failed", {"data_drift": 1})
+    assert isinstance(run.error("data_drift"), ModelNotFoundError)
+    assert "no champion yet" in str(run.error("data_drift"))
+
+
+def test_a_key_that_is_no_window_fails_at_once(champion: Airflow) -> None:
+    run = champion.test("monitor", "last month")
+
+    assert (run.state, run.tries) == ("failed", {"data_drift": 1})
+    assert isinstance(run.error("data_drift"), DataNotFoundError)
+    assert "a key such as 2013-03" in str(run.error("data_drift"))
