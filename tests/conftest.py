@@ -19,7 +19,7 @@ from hypothesis import settings
 
 from tests.toy import World, registry_ref
 
-pytest_plugins = ["tests.airflow_fixtures"]
+pytest_plugins = ["tests.airflow_fixtures", "tests.running"]
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -56,7 +56,12 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        f"{folder}/artifacts",
+    ]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with open(folder / "server.log", "wb") as log:
         server = subprocess.Popen(

@@ -117,8 +117,14 @@ def month(key: str | Window) -> Window:
 
 
 def call_of(
-    declaration: Declaration, node: Node, outcomes: dict[str, Outcome], window: str | Window, run_id: str, store: str,
-    registry: RegistryRef, code: ArtifactRef | None = None,
+    declaration: Declaration,
+    node: Node,
+    outcomes: dict[str, Outcome],
+    window: str | Window,
+    run_id: str,
+    store: str,
+    registry: RegistryRef,
+    code: ArtifactRef | None = None,
 ) -> Call:
     """The Call of one node of a plan, with its inputs taken from what came before."""
     return Call(
@@ -135,8 +141,13 @@ def call_of(
 
 
 def _run(
-    nodes: Iterable[Node], declaration: Declaration, window: str | Window, run_id: str, store: str,
-    registry: RegistryRef, until: str | None = None,
+    nodes: Iterable[Node],
+    declaration: Declaration,
+    window: str | Window,
+    run_id: str,
+    store: str,
+    registry: RegistryRef,
+    until: str | None = None,
 ) -> dict[str, Outcome]:
     nodes = tuple(nodes)
     code = snapshot([name for node in nodes for name in node.params.callables()], declaration.base, Store(store))
@@ -149,7 +160,12 @@ def _run(
 
 
 def next_call(
-    declaration: Declaration, stage: str, outcomes: dict[str, Outcome], window: str | Window, run: str, store: str,
+    declaration: Declaration,
+    stage: str,
+    outcomes: dict[str, Outcome],
+    window: str | Window,
+    run: str,
+    store: str,
     registry: RegistryRef,
 ) -> Call:
     """The Call of one stage of the train plan, after the stages before it."""
@@ -160,8 +176,13 @@ def next_call(
 
 
 def run_plan(
-    declaration: Declaration, window: str | Window, run: str, store: str, registry: RegistryRef,
-    *, until: str | None = None,
+    declaration: Declaration,
+    window: str | Window,
+    run: str,
+    store: str,
+    registry: RegistryRef,
+    *,
+    until: str | None = None,
 ) -> dict[str, Outcome]:
     """Train: run the stages up to promotion, to ``until``, or to a gate that says no; the Outcomes by stage."""
     plan = train_plan(declaration.pipeline)
@@ -176,9 +197,7 @@ def run_predict(
     return _run(plan, declaration, window, run, store, registry)
 
 
-def run_monitor(
-    declaration: Declaration, window: str | Window, run: str, store: str, registry: RegistryRef
-) -> Outcome:
+def run_monitor(declaration: Declaration, window: str | Window, run: str, store: str, registry: RegistryRef) -> Outcome:
     """Judge one window."""
     node = monitor_node(declaration.pipeline)
     return _run([node], declaration, window, run, store, registry)["monitor"]

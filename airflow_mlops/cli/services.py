@@ -210,6 +210,14 @@ class Services:
         lines = file.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
         return "\n".join((f"--- {file} ---", *lines))
 
+    def pid(self, name: str) -> int:
+        """The process of a server."""
+        return self._processes[name].pid
+
+    def pids(self) -> list[int]:
+        """The processes of all servers."""
+        return [process.pid for process in self._processes.values()]
+
     def kill(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:
         """End one server with its children."""
         process = self._processes.pop(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from urllib.parse import urlsplit
 
 from airflow.sdk import BaseHook
 from airflow.sdk.configuration import conf
@@ -57,14 +58,23 @@ class MlflowHook(BaseHook):
 
     @property
     def uri(self) -> str:
-        """The tracking URI."""
+        """The tracking URI.
+
+        Raises:
+            RegistryError: when it holds a password, for it is part of Calls and logs.
+        """
         host: str = self.connection.host
         if "://" not in host:
             host = f"{self.connection.schema or 'http'}://{host}"
+        parts = urlsplit(host)
+        if parts.password:
+            raise RegistryError(
+                f"the host of the connection {self.mlflow_conn_id!r} holds a password",
+                fix="give it as the connection's password; name a database through `mlflow server`",
+            )
         port = self.connection.port
-        scheme, _, rest = host.partition("://")
-        if port and scheme.startswith("http") and ":" not in rest:
-            host = f"{host.rstrip('/')}:{port}"
+        if port and parts.scheme in ("http", "https") and ":" not in parts.netloc.rpartition("]")[2]:
+            host = parts._replace(netloc=f"{parts.netloc}:{port}").geturl().rstrip("/")
         return host
 
     def registry(self, pipeline: str) -> RegistryRef:

@@ -258,7 +258,7 @@ class ValidateModelOperator(GateOperator):
 
 
 class PromoteModelOperator(StageOperator):
-    """Make a version that passed its gate the champion, and update the asset ``mlops://PIPELINE/model``.
+    """Make a version that passed its gate the champion, and update the asset ``x-mlops://PIPELINE/model``.
 
     Without ``pipeline`` no asset is updated.
 
@@ -283,7 +283,7 @@ class PromoteModelOperator(StageOperator):
 
 
 class BatchPredictOperator(StageOperator):
-    """Score rows with the champion, write one partition, and update the asset ``mlops://PIPELINE/predictions``.
+    """Score rows with the champion, write one partition, and update the asset ``x-mlops://PIPELINE/predictions``.
 
     Without ``pipeline`` no asset is updated.
 

@@ -32,7 +32,7 @@ class DataDriftSensor(StageTask, BaseSensorOperator):
     The window is the one after all that were judged and that the champion was trained on, or the one given. Waiting
     takes no worker: the task is deferred (``deferrable=True``) or rescheduled (``mode="reschedule"``). The comparison
     runs on a worker. Its verdict and Evidently's report are kept in an MLflow run. On drift, and only then, the asset
-    ``mlops://PIPELINE/retrain`` is updated, with the request's id and reason as its extra.
+    ``x-mlops://PIPELINE/retrain`` is updated, with the request's id and reason as its extra.
 
     :param source: where the rows come from, as in `ExtractDataOperator`. (templated)
     :param format: ``parquet`` or ``csv``. Default: from the file's suffix.

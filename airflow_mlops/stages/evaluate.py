@@ -208,7 +208,8 @@ def evaluate(metric: str, scores: Scores) -> float:
 
 def _by_slice(table: pa.Table, column: str, scores: Scores, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
     """Every metric for every value of a column; values too rare, or on which a metric is not defined, have fewer."""
-    values = to_frame(table.select([column]))[column].astype(str)
+    raw = to_frame(table.select([column]))[column]
+    values = raw.astype(object).where(raw.notna(), "null").astype(str)
     found: dict[str, dict[str, float]] = {}
     for value, count in values.value_counts().head(_MAX_SLICES).items():
         measured = {"rows": float(count)}

@@ -32,7 +32,7 @@ from airflow_mlops.call.code import load, split_path, unpack
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
 from airflow_mlops.drift.profile import profile
-from airflow_mlops.errors import CodeError, DataError, RegistryUnreachableError
+from airflow_mlops.errors import CodeError, DataError, MlopsError, RegistryUnreachableError
 from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
 from airflow_mlops.spec.metrics import Task
@@ -68,7 +68,7 @@ def run(call: Call, params: Train, store: Store) -> Outcome:
         target=params.target,
         columns={name: str(table[name].type) for name in columns},
         watched=tuple(name for name in columns if name not in params.exclude),
-        classes=tuple(value.item() for value in model.classes_) if task != "regression" else (),
+        classes=_classes(model) if task != "regression" else (),
         hash_columns=hash_columns,
         window=call.window.key if call.window else None,
     )
@@ -96,6 +96,14 @@ def run(call: Call, params: Train, store: Store) -> Outcome:
         metrics={"train_rows": float(len(frame)), "features": float(features)},
         info={"run_id": run_id, "task": task, "mlflow_url": registry.run_url(run_id)},
     )
+
+
+def _classes(model: Any) -> tuple[Any, ...]:
+    if not hasattr(model, "classes_"):
+        raise CodeError(
+            f"{type(model).__name__} has no classes_", allowed="a classifier that says what its classes are"
+        )
+    return tuple(np.asarray(model.classes_).tolist())
 
 
 def raw_columns(names: list[str], params: Train) -> list[str]:
@@ -145,7 +153,7 @@ def _user_code(name: str) -> Any:
     """Name the code that raised, and keep what a retry may mend as it is."""
     try:
         yield
-    except (MemoryError, ConnectionError, TimeoutError):
+    except (MlopsError, MemoryError, ConnectionError, TimeoutError):
         raise
     except Exception as error:
         raise CodeError(f"{name} raised {type(error).__name__}: {error}", fix=_advice(str(error))) from error
@@ -225,7 +233,7 @@ def _fit_estimator(params: Train, values: Any, target: pd.Series[Any]) -> Any:
 
 def _one_class(params: Train, target: pd.Series[Any]) -> DataError:
     return DataError(
-        f"the target {params.target!r} has one class only, {target.iloc[0]!r}, in all {len(target)} training rows",
+        f"the target {params.target!r} has one class only, {target.tolist()[0]!r}, in all {len(target)} training rows",
         fix="read more windows (train.windows), or check how the target is made",
     )
 
@@ -244,9 +252,16 @@ def _fit_function(params: Train, values: Any, target: pd.Series[Any]) -> Any:
 
 def _task_of(model: Any, target: pd.Series[Any], params: Train) -> Task:
     """The task, from what was declared, the estimator, and the target's classes."""
-    if is_regressor(model):
+    try:
+        regresses, classifies = is_regressor(model), is_classifier(model)
+    except AttributeError as error:
+        raise CodeError(
+            f"{type(model).__name__} is no scikit-learn estimator",
+            fix="let it inherit from sklearn.base.RegressorMixin or ClassifierMixin, and BaseEstimator",
+        ) from error
+    if regresses:
         found: Task = "regression"
-    elif is_classifier(model):
+    elif classifies:
         found = "binary" if target.nunique() == 2 else "multiclass"
     elif params.ml_task is not None:
         return params.ml_task

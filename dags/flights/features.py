@@ -3,7 +3,9 @@
 import numpy as np
 import pandas as pd
 from sklearn.compose import ColumnTransformer
-from sklearn.preprocessing import OrdinalEncoder
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
 CATEGORIES = ["carrier", "origin", "dest"]
 NUMBERS = ["distance", "temp", "dewp", "humid", "wind_dir", "wind_speed", "precip", "pressure", "visib"]
@@ -31,3 +33,10 @@ def preprocess() -> ColumnTransformer:
         [("categories", encoder, CATEGORIES)], remainder="passthrough", verbose_feature_names_out=False
     )
     return columns.set_output(transform="pandas")
+
+
+def imputed() -> ColumnTransformer:
+    """For estimators that take neither texts nor missing values: one-hot categories, median and scale for the rest."""
+    numbers = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
+    encoder = OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=100, sparse_output=False)
+    return ColumnTransformer([("categories", encoder, CATEGORIES)], remainder=numbers)

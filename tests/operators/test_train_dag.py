@@ -29,7 +29,7 @@ def test_the_first_model_becomes_champion_and_rows_stay_out_of_xcom(toy_months: 
     assert toy.state_of(toy_months.world)["aliases"] == {"champion": "1"}
     assert [(entry.kind, entry.version, entry.window) for entry in toy_months.ledger()] == [("promotion", "1", "2024-01")]
     assert [(event["asset"], event["extra"]) for event in run.events] == [
-        (f"mlops://{toy_months.name}/model", {"version": "1"})
+        (f"x-mlops://{toy_months.name}/model", {"version": "1"})
     ]
     assert run.xcom["start", "return_value"]["window"][2] == "2024-01"
     assert {task for task, key in run.xcom if key == "return_value"} == {"start", *STAGES}

@@ -31,9 +31,7 @@ def judged(store: Store, month: str, run: str, status: str = "ok") -> None:
 
 def promoted(store: Store, month: str | None, version: str = "1", before: str | None = None) -> Ledger:
     ledger = Ledger(store, "m")
-    ledger.record(
-        "promotion", version=version, champion_before=before, decision="d", reasons=(), run="r", window=month
-    )
+    ledger.record("promotion", version=version, champion_before=before, decision="d", reasons=(), run="r", window=month)
     return ledger
 
 

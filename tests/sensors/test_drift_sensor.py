@@ -44,7 +44,7 @@ def test_drift_asks_once_and_one_run_answers(airflow: Airflow) -> None:
     assert recorded.state == "requested"
     assert (recorded.request.window.key, recorded.request.champion) == ("2024-02", "1")
     (event,) = monitor.events
-    assert event["asset"] == f"mlops://{airflow.name}/retrain"
+    assert event["asset"] == f"x-mlops://{airflow.name}/retrain"
     assert event["extra"]["request"] == recorded.request.id
     assert event["extra"]["window"] == "2024-02"
     assert "amount" in event["extra"]["reason"]

@@ -48,6 +48,23 @@ def fit(X, y, params):
 def nothing(X, y, params):
     return "no model"
 
+class Plain:
+    def predict(self, X):
+        return np.zeros(len(X))
+
+class Mean(BaseEstimator):
+    def fit(self, X, y):
+        self.mean_ = float(np.mean(y))
+        return self
+    def predict(self, X):
+        return np.full(len(X), self.mean_)
+
+def plain(X, y, params):
+    return Plain()
+
+def mean(X, y, params):
+    return Mean().fit(X, y)
+
 def not_a_transformer():
     return 7
 """
@@ -183,6 +200,14 @@ def test_a_function_may_train_the_model(world: World) -> None:
     assert np.corrcoef(pyfunc_says(outcome, world, table), table["y"].to_numpy())[0, 1] > 0.4
 
 
+def test_a_model_class_of_the_users_own_may_leave_the_task_to_the_declaration(world: World) -> None:
+    toy.package(world.folder, "own_model", USER_CODE)
+    table = toy.rows("2024-01")
+    outcome = run(call_of(world, table, function="own_model.features:mean", ml_task="regression"))
+    says = pyfunc_says(outcome, world, table)
+    assert says.tolist() == pytest.approx([np.mean(table["y"].to_numpy())] * 400)
+
+
 def test_a_retry_trains_nothing_again(world: World) -> None:
     call = call_of(world, toy.rows("2024-01"))
     assert run(call) == run(call)
@@ -249,6 +274,12 @@ def untrainable(world: World, said: str, error: type[MlopsError], table: pa.Tabl
         ({"estimator": "sklearn.nothing.Here"}, "cannot be imported: ModuleNotFoundError"),
         ({"estimator": "sklearn.base.clone"}, "is no estimator class"),
         ({"features": "faulty.features:build", "function": "faulty.features:nothing"}, "gives str; allowed: a fitted"),
+        ({"function": "faulty.features:plain"}, "Plain is no scikit-learn estimator; try: let it inherit"),
+        (
+            {"function": "faulty.features:mean"},
+            "Mean does not say whether it classifies or regresses; try: declare task",
+        ),
+        ({"function": "faulty.features:mean", "ml_task": "binary"}, "Mean has no classes_"),
         ({"preprocess": "faulty.features:not_a_transformer"}, "gives int; allowed: an unfitted transformer"),
         ({"function": "faulty.features:fit"}, "faulty.features:fit raised AssertionError"),
     ],

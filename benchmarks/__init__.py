@@ -1,0 +1,1 @@
+"""What the product costs, as ratios against a peer measured in the same run: ``python -m benchmarks``."""

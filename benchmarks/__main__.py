@@ -1,0 +1,55 @@
+"""One command: measure, and print a table of what was measured, against what, and whether the target is met."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import runs, startup, workers
+from benchmarks.table import Table
+
+PARTS = ("import", "parse", "run", "airflow")
+ROWS, QUICK_ROWS = 100_000, 5_000
+
+
+def main() -> int:
+    """Measure the parts asked for. The numbers are for people: a target that is missed is no error."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="few rows and few repetitions: only to see that it works")
+    parser.add_argument("--rows", type=int, help=f"rows of the data (default: {ROWS:,})")
+    parser.add_argument("--keep", metavar="DIR", type=Path, help="keep data, logs and databases there")
+    options = parser.parse_args()
+    unknown = set(options.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    parts = options.parts or PARTS
+    rows = options.rows or (QUICK_ROWS if options.quick else ROWS)
+    table = Table()
+    started = time.monotonic()
+    print(f"{os.cpu_count()} CPUs, load {_load()}, {rows:,} rows", flush=True)
+    with tempfile.TemporaryDirectory(prefix="airflow-mlops-benchmark-") as temporary:
+        home = options.keep.absolute() if options.keep else Path(temporary)
+        home.mkdir(parents=True, exist_ok=True)
+        if "import" in parts:
+            startup.measure_import(table, repeat=3 if options.quick else 15)
+        if "parse" in parts:
+            startup.measure_parse(table, home / "parse", repeat=1 if options.quick else 5)
+        if "run" in parts or "airflow" in parts:
+            bare = runs.measure(table, home / "run", rows, repeat=1 if options.quick else 3, ours="run" in parts)
+            if "airflow" in parts:
+                workers.measure(table, home / "airflow", home / "run", bare)
+    print(f"\nload {_load()} at the end, after {time.monotonic() - started:.0f} s\n")
+    print(table.text())
+    return 0
+
+
+def _load() -> str:
+    return " ".join(f"{each:.1f}" for each in os.getloadavg())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

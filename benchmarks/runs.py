@@ -1,0 +1,88 @@
+"""``airflow-mlops run`` against a bare script that does the same, both with one real MLflow server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import median
+
+from airflow_mlops.cli.services import Services, fetch
+from benchmarks.cost import MIB, Cost, compiled, python
+from benchmarks.data import MODEL, write_declaration, write_rows
+from benchmarks.table import Row, Table
+
+MORE_S = 2.0
+COMMAND = "import sys; from airflow_mlops.cli import main; sys.exit(main())"
+
+
+def measure(table: Table, home: Path, rows: int, repeat: int, *, ours: bool) -> Cost:
+    """Measure the bare script, and the pipeline before and after it has a champion; return the bare script's cost."""
+    print(f"\nairflow-mlops run and a bare script, {rows:,} rows, {repeat} times each", flush=True)
+    write_rows(home / "rows.parquet", rows)
+    write_declaration(home)
+    environment = compiled(home / "pycache")
+    with Services(home, home, environment=environment) as services:
+        services.start_mlflow()
+        services.wait("mlflow", lambda: fetch(f"{services.mlflow_url}/health") is not None, 120)
+        bare: list[Cost] = []
+        first: list[Cost] = []
+        second: list[Cost] = []
+        for number in range(repeat + 1):
+            bare.append(_bare(home, services.mlflow_url, environment, f"bare-{number}"))
+            if ours:
+                first.append(_run(home, services.mlflow_url, environment, number))
+                second.append(_run(home, services.mlflow_url, environment, number))
+    # The first round compiled what it imported.
+    peer = _middle(bare[1:])
+    if ours:
+        for what, costs in (("no champion yet", first), ("against a champion", second)):
+            cost = _middle(costs[1:])
+            if costs is first:
+                table.difference(f"airflow-mlops run, {what} / bare script", cost.cpu, peer.cpu, MORE_S)
+            else:
+                over = f"{cost.cpu - peer.cpu:+.2f} CPU s"
+                table.add(
+                    Row(
+                        f"airflow-mlops run, {what} / bare script",
+                        f"{cost.cpu:.2f} CPU s",
+                        f"{peer.cpu:.2f} CPU s",
+                        over,
+                    )
+                )
+            table.add(
+                Row(
+                    f"  wall, peak memory, {what}",
+                    f"{cost.wall:.1f} s, {cost.rss / MIB:.0f} MiB",
+                    f"{peer.wall:.1f} s, {peer.rss / MIB:.0f} MiB",
+                )
+            )
+    return peer
+
+
+def _bare(home: Path, uri: str, environment: dict[str, str], name: str) -> Cost:
+    script = str(Path(__file__).with_name("bare.py"))
+    return python(script, str(home / "rows.parquet"), uri, name, environment=environment)[0]
+
+
+def _run(home: Path, uri: str, environment: dict[str, str], number: int) -> Cost:
+    """One run of the pipeline; each number has a model of its own, so that its first run has no champion."""
+    folder = home / f"round-{number}"
+    if not folder.exists():
+        folder.mkdir()
+        (folder / "rows.parquet").hardlink_to(home / "rows.parquet")
+        text = (home / f"{MODEL}.yaml").read_text()
+        (folder / f"{MODEL}.yaml").write_text(text.replace(f"name: {MODEL}", f"name: {MODEL}-{number}"))
+    cost, printed = python(
+        *("-c", COMMAND, "run"),
+        *(str(folder / f"{MODEL}.yaml"), "--store", str(home / "store"), "--registry", uri, "--json"),
+        environment=environment,
+    )
+    summary = json.loads(printed)
+    assert summary["status"] in ("promoted", "rejected"), printed
+    return cost
+
+
+def _middle(costs: list[Cost]) -> Cost:
+    """The run with the median CPU time."""
+    wanted = median(each.cpu for each in costs)
+    return min(costs, key=lambda each: abs(each.cpu - wanted))

@@ -1,0 +1,63 @@
+"""One real Airflow (scheduler, triggerer, dag-processor, api-server) and MLflow for all suites that need one running."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from airflow_mlops.cli.services import Services
+
+REPOSITORY = Path(__file__).parent.parent
+LOADER = '''"""DAGs of the toy pipelines (Airflow)."""
+
+from airflow_mlops import load_dags
+
+load_dags("toys/*.yaml", globals())
+'''
+
+
+def toy_declaration(name: str, **sections: object) -> dict[str, object]:
+    """A pipeline that trains in a second and is retried at once."""
+    return {
+        "name": name,
+        "data": {"source": f"../{name}/{{window}}.parquet", "target": "y", "time": "at", "key": "id", "window": "month"},
+        "train": {"estimator": "sklearn.linear_model.LogisticRegression"},
+        "evaluate": {"plots": False},
+        "validate_model": {"versus_champion": {"min_rows": 50}},
+        "monitor": {"schedule": "@continuous", "poll": "2s", "data_drift": {"min_effect": 0.5}},
+        "retries": 1,
+        "retry_delay": "1s",
+        **sections,
+    }
+
+
+TOYS = ("loop", "burst", "failing", "killed")
+
+
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """The servers, with the repository's example DAGs and the toy pipelines in their DAGs folder."""
+    home = tmp_path_factory.mktemp("running")
+    dags = home / "dags"
+    shutil.copytree(REPOSITORY / "dags", dags, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in (dags / "flights" / "data").glob("2013-*.parquet"):
+        if file.stem not in ("2013-01", "2013-02"):
+            file.unlink()
+    (dags / "toys").mkdir()
+    for name in TOYS:
+        (dags / name).mkdir()
+        (dags / "toys" / f"{name}.yaml").write_text(yaml.safe_dump(toy_declaration(name)))
+    (dags / "toy_dags.py").write_text(LOADER)
+    # A task whose worker was killed is noticed by its heartbeat; the default of five minutes is for real clusters.
+    environment = {
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "10",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "2",
+    }
+    with Services(home, dags, environment=environment) as services:
+        services.start()
+        yield services

@@ -1,0 +1,73 @@
+"""Parsing a DAG file loads none of the heavy libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests import toy
+from tests.toy import finish, start
+
+HEAVY = (
+    "pandas", "numpy", "sklearn", "mlflow", "evidently", "pyarrow", "duckdb", "matplotlib", "google.cloud", "skops",
+    "scipy", "airflow_mlops.stages",
+)
+
+PARSE = """
+import json, runpy, sys
+import airflow.sdk
+from airflow.dag_processing import dagbag
+before = set(sys.modules)
+bag = dagbag.DagBag(sys.argv[1], safe_mode=True)
+assert not bag.import_errors, bag.import_errors
+heavy = [name for name in set(sys.modules) - before if name.startswith(tuple(sys.argv[2].split()))]
+print(json.dumps({"dags": sorted(bag.dags), "heavy": sorted(heavy)}))
+"""
+
+ALONE = """
+import airflow.sdk, json, sys
+before = set(sys.modules)
+import airflow_mlops.hooks, airflow_mlops.operators, airflow_mlops.sensors, airflow_mlops.triggers, airflow_mlops.factory
+import airflow_mlops.provider_info, airflow_mlops.backends.local
+heavy = [name for name in set(sys.modules) - before if name.startswith(tuple(sys.argv[1].split()))]
+print(json.dumps({"heavy": sorted(heavy)}))
+"""
+
+DECLARED = """
+from airflow_mlops import load_dags
+load_dags("toy.yaml", globals())
+"""
+
+OWN = """
+from airflow.sdk import DAG
+from airflow_mlops.operators import ExtractDataOperator, PromoteModelOperator, TrainModelOperator, ValidateModelOperator
+from airflow_mlops.sensors import DataDriftSensor
+with DAG("own", schedule=None) as dag:
+    extract = ExtractDataOperator(task_id="extract", source="data.parquet")
+    TrainModelOperator(task_id="train", train=extract.output, target="y", estimator="sklearn.linear_model.Ridge")
+    DataDriftSensor(task_id="drift", source="data/{window}.parquet")
+"""
+
+
+@pytest.mark.parametrize(("text", "dags"), [(DECLARED, ["toy.monitor", "toy.predict", "toy.train"]), (OWN, ["own"])])
+def test_a_dag_file_loads_nothing_heavy(tmp_path: Path, text: str, dags: list[str]) -> None:
+    toy.declare(tmp_path, prepare={"features": "churn.features:build", "split": {"by": "time"}}, predict={"output": "p"})
+    (tmp_path / "dag_file.py").write_text(text)
+
+    found = finish(start(PARSE, str(tmp_path), " ".join(HEAVY)))
+
+    assert found == {"dags": dags, "heavy": []}
+
+
+def test_the_light_half_loads_nothing_heavy() -> None:
+    assert finish(start(ALONE, " ".join(HEAVY))) == {"heavy": []}
+
+
+def test_the_package_itself_imports_no_airflow() -> None:
+    code = """
+import airflow_mlops, airflow_mlops.provider_info, json, sys
+airflow_mlops.provider_info.get_provider_info()
+print(json.dumps([name for name in sys.modules if name.split(".")[0] == "airflow"]))
+"""
+    assert finish(start(code)) == []
