@@ -18,10 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pydantic.json_schema import GenerateJsonSchema
-
 from airflow_mlops.spec import Pipeline
-from airflow_mlops.spec.base import format_duration
+from airflow_mlops.spec.base import format_duration, json_schema
 
 REFERENCE = Path(__file__).parent / "reference"
 MADE = "<!-- Made by `make docs`. Edit the docstrings it is made from. -->\n"
@@ -29,16 +27,9 @@ MADE = "<!-- Made by `make docs`. Edit the docstrings it is made from. -->\n"
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
-class _Schema(GenerateJsonSchema):
-    """Writes durations as the declaration does."""
-
-    def encode_default(self, dft: Any) -> Any:
-        return format_duration(dft) if isinstance(dft, timedelta) else super().encode_default(dft)
-
-
 def declaration() -> str:
     """The page of the declaration: every key, its type, default and meaning."""
-    schema = Pipeline.model_json_schema(by_alias=True, schema_generator=_Schema)
+    schema = json_schema(Pipeline)
     parts = [
         MADE,
         "# The declaration\n",

@@ -6,6 +6,7 @@ The Outcome goes to the second file, or to standard output. Exit codes: 0 done; 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -29,7 +30,9 @@ def main(arguments: list[str]) -> int:
         return 2
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
-        text = run(call).model_dump_json(indent=1)
+        # Standard output is the Outcome's alone; MLflow and the user's code may print.
+        with contextlib.redirect_stdout(sys.stderr):
+            text = run(call).model_dump_json(indent=1)
     except MlopsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 75 if error.retryable else 1

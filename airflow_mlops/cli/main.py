@@ -89,6 +89,7 @@ def _quiet(options: argparse.Namespace) -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     level = logging.INFO if getattr(options, "verbose", False) else logging.ERROR
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", logging.getLevelName(level))
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
@@ -115,8 +116,9 @@ def _run(options: argparse.Namespace) -> int:
 
 def _schema(options: argparse.Namespace) -> int:
     from airflow_mlops.spec import Pipeline
+    from airflow_mlops.spec.base import json_schema
 
-    print(json.dumps(Pipeline.model_json_schema(by_alias=True), indent=2))
+    print(json.dumps(json_schema(Pipeline), indent=2))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
@@ -49,15 +50,17 @@ def run(options: argparse.Namespace, state: Path) -> int:
     failure: MlopsError | None = None
     outcomes: dict[str, Outcome] = {}
     try:
-        run_plan(
-            declaration,
-            window=window,
-            store=store,
-            registry=RegistryRef(uri=registry_uri, model=name, experiment=name),
-            run=f"cli/{identity}",
-            progress=say,
-            outcomes=outcomes,
-        )
+        # With --json, standard output is the summary's alone; MLflow and the user's code may print.
+        with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+            run_plan(
+                declaration,
+                window=window,
+                store=store,
+                registry=RegistryRef(uri=registry_uri, model=name, experiment=name),
+                run=f"cli/{identity}",
+                progress=say,
+                outcomes=outcomes,
+            )
     except MlopsError as error:
         failure = error
         if options.verbose:

@@ -91,14 +91,18 @@ def pointed_at(uri: str) -> Iterator[None]:
     """Let MLflow's module-level functions speak to one registry."""
     import mlflow
 
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    # What was never set must stay unset: written down, MLflow's default would become a database in the working folder.
+    tracking = mlflow.get_tracking_uri() if mlflow.tracking.is_tracking_uri_set() else None
+    registry = os.environ.get("MLFLOW_REGISTRY_URI")
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
+        mlflow.set_tracking_uri(tracking)
+        mlflow.set_registry_uri(registry)
+        if registry is None:
+            os.environ.pop("MLFLOW_REGISTRY_URI", None)
 
 
 def _filter_value(value: str) -> str:

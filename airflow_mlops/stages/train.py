@@ -98,7 +98,8 @@ def run(call: Call, params: Train, store: Store) -> Outcome:
     )
 
 
-def _classes(model: Any) -> tuple[Any, ...]:
+def _classes(model: SklearnPipeline) -> tuple[Any, ...]:
+    model = model.steps[-1][1]
     if not hasattr(model, "classes_"):
         raise CodeError(
             f"{type(model).__name__} has no classes_", allowed="a classifier that says what its classes are"

@@ -1,9 +1,32 @@
-"""The plugin that Airflow loads: pages of its own UI."""
+"""The plugin that Airflow loads: pages of its own UI.
+
+Every component of Airflow imports this file, and only the API server shows pages. So it imports nothing but Airflow's
+own plugin class; the pages are imported by the first request for one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
+PREFIX = "/mlops"
+
+
+async def pages(scope: Any, receive: Any, send: Any) -> None:
+    """The pages, as an ASGI application."""
+    from airflow_mlops.ui.pages import app
+
+    await app(scope, receive, send)
+
 
 class MlopsPlugin(AirflowPlugin):
-    """What this package adds to Airflow's UI."""
+    """What this package adds to Airflow's UI: the page MLOps, and a tab of that name on every DAG."""
 
     name = "airflow_mlops"
+    fastapi_apps = [{"app": pages, "url_prefix": PREFIX, "name": "MLOps"}]  # noqa: RUF012
+    # Without a slash in front, an address follows `[api] base_url`.
+    external_views = [  # noqa: RUF012
+        {"name": "MLOps", "destination": "nav", "href": "mlops/", "url_route": "mlops", "nav_top_level": True},
+        {"name": "MLOps", "destination": "dag", "href": "mlops/dags/{DAG_ID}", "url_route": "mlops-dag"},
+    ]

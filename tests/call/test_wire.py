@@ -45,6 +45,15 @@ def test_an_outcome_reads_back_equal_also_with_numbers_that_are_none(sent: Outco
     assert received.digest == sent.digest
 
 
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan, 1e308, -0.0, 1.0, 2**70])
+def test_no_number_changes_on_its_way(number: float) -> None:
+    sent = call(params={"deep": [{"C": number}]})
+    assert repr(Call.model_validate_json(sent.model_dump_json()).params) == repr(sent.params)
+    metrics = {"auc": float(number)}
+    came = Outcome(stage="train", identity="i", call_digest="d", metrics=metrics)
+    assert repr(Outcome.model_validate_json(came.model_dump_json()).metrics) == repr(metrics)
+
+
 @given(st.dictionaries(letters, json_values, max_size=5))
 def test_a_digest_is_that_of_the_content(value: dict[str, Any]) -> None:
     turned = dict(reversed(value.items()))

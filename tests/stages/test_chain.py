@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests import toy
 from tests.toy import World
 
 
-def test_train_retrain_monitor_and_predict_without_a_server(tmp_path: Path) -> None:
+def test_train_retrain_monitor_and_predict_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     world = World(tmp_path, str(tmp_path / "store"), toy.registry_ref(f"sqlite:///{tmp_path}/mlflow.db", "toy"))
     toy.months(tmp_path, ["2024-01", "2024-02"], 1500)
     weak = toy.declare(tmp_path, data={"drop": ["amount"]})
@@ -23,4 +28,4 @@ def test_train_retrain_monitor_and_predict_without_a_server(tmp_path: Path) -> N
     predicted = toy.run_predict(toy.declare(tmp_path), "2024-02", "p", world.store, world.registry)
     assert predicted["batch_predict"].info == {"champion": "2"}
     # Nothing of MLflow's lands in the folder that the process happens to run in.
-    assert (tmp_path / "mlflow-artifacts").is_dir() and not Path("mlruns").exists() and not Path("mlflow.db").exists()
+    assert (tmp_path / "mlflow-artifacts").is_dir() and list(elsewhere.iterdir()) == []

@@ -277,7 +277,7 @@ def untrainable(world: World, said: str, error: type[MlopsError], table: pa.Tabl
         ({"function": "faulty.features:plain"}, "Plain is no scikit-learn estimator; try: let it inherit"),
         (
             {"function": "faulty.features:mean"},
-            "Mean does not say whether it classifies or regresses; try: declare task",
+            "Mean does not say whether it .*; try: declare task",
         ),
         ({"function": "faulty.features:mean", "ml_task": "binary"}, "Mean has no classes_"),
         ({"preprocess": "faulty.features:not_a_transformer"}, "gives int; allowed: an unfitted transformer"),

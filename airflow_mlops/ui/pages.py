@@ -1,0 +1,158 @@
+"""The pages: a list of the models, and what happened to each."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from datetime import datetime
+from typing import Any
+
+from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.resource_details import DagDetails
+from airflow.api_fastapi.core_api.security import GetUserDep
+from airflow.models.dag import DagModel
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException as AnyHTTPException
+
+from airflow_mlops.errors import MlopsError
+from airflow_mlops.hooks.mlflow import MlflowHook, store_root
+from airflow_mlops.ui.history import History, Snapshot
+from airflow_mlops.ui.plugin import PREFIX
+
+log = logging.getLogger(__name__)
+
+app = FastAPI(title="MLOps", docs_url=None, redoc_url=None, openapi_url=None)
+
+_PROBLEMS = {
+    401: ("Not logged in", "Log in to Airflow, then open this page again."),
+    403: ("Not allowed", "You may not see this page."),
+    404: ("Not found", "There is no such page, or no such model that you may see."),
+}
+
+
+def _written(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M} UTC"
+
+
+_templates = Environment(
+    loader=PackageLoader("airflow_mlops.ui"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_templates.filters["written"] = _written
+
+
+def _page(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+    """A page that can run no script and load no style but its own."""
+    nonce = secrets.token_urlsafe(16)
+    text = _templates.get_template(template).render(base=request.scope.get("root_path", ""), nonce=nonce, **values)
+    policy = (
+        f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    )
+    headers = {
+        "Content-Security-Policy": policy,
+        "Cache-Control": "no-store",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return HTMLResponse(text, status, headers=headers)
+
+
+@app.exception_handler(AnyHTTPException)
+def _refused(request: Request, error: AnyHTTPException) -> HTMLResponse:
+    title, text = _PROBLEMS.get(error.status_code, ("This did not work", str(error.detail)))
+    return _page(request, "message.html", error.status_code, title=title, text=text)
+
+
+@app.exception_handler(MlopsError)
+@app.exception_handler(ValidationError)
+def _unreadable(request: Request, error: Exception) -> HTMLResponse:
+    log.warning("the store cannot be read", exc_info=error)
+    return _page(request, "message.html", 503, title="The store cannot be read", text=str(error))
+
+
+@app.get("/")
+def show_models(request: Request, user: GetUserDep) -> HTMLResponse:
+    """Every model that the user may see."""
+    store, mlflow = Snapshot(store_root()), _mlflow()
+    summaries, broken = [], []
+    for name in store.models():
+        history = _history(store, name, request, mlflow)
+        try:
+            if _may_read(history.dags(), user):
+                summaries.append(history.summary())
+        except (MlopsError, ValidationError) as error:
+            # Who may see it cannot be told from files that cannot be read; its own DAG can.
+            if _may_read({f"{name}.train"}, user):
+                log.warning("the history of %s cannot be read", name, exc_info=error)
+                broken.append((name, str(error)))
+    return _page(request, "models.html", summaries=summaries, broken=broken)
+
+
+@app.get("/models/{model}")
+def show_model(request: Request, user: GetUserDep, model: str, page: int = 1) -> HTMLResponse:
+    """What happened to one model.
+
+    Raises:
+        HTTPException: when there is none of that name, or the user may not see it.
+    """
+    store = Snapshot(store_root())
+    # A name is only ever one that the store has listed, so it leads to no other place.
+    if model not in store.models():
+        raise HTTPException(404)
+    history = _history(store, model, request, _mlflow())
+    if not _may_read(history.dags(), user):
+        raise HTTPException(404)
+    return _page(request, "model.html", summary=history.summary(), timeline=history.timeline(page))
+
+
+@app.get("/dags/{dag_id}")
+def show_dag(request: Request, user: GetUserDep, dag_id: str, page: int = 1) -> HTMLResponse:
+    """The model of a DAG.
+
+    Raises:
+        HTTPException: when the user may not read the DAG.
+    """
+    if not _may_read({dag_id}, user):
+        raise HTTPException(404)
+    store = Snapshot(store_root())
+    for name in store.models():
+        history = _history(store, name, request, _mlflow())
+        if dag_id in history.dags():
+            return _page(request, "model.html", summary=history.summary(), timeline=history.timeline(page))
+    return _page(
+        request,
+        "message.html",
+        title="No model yet",
+        text=f"The DAG {dag_id} has trained and judged no model so far. If it is one of a pipeline, "
+        "its history shows here after the first promotion or rejection.",
+    )
+
+
+def _history(store: Snapshot, model: str, request: Request, mlflow: str | None) -> History:
+    airflow = str(request.scope.get("root_path", "")).removesuffix(PREFIX)
+    return History(store, model, airflow=airflow, mlflow=mlflow)
+
+
+def _may_read(dag_ids: set[str] | frozenset[str], user: Any) -> bool:
+    """Whether the user may read one of these DAGs."""
+    manager = get_auth_manager()
+    teams = DagModel.get_dag_id_to_team_name_mapping(sorted(dag_ids))
+    details = (DagDetails(id=dag_id, team_name=teams.get(dag_id)) for dag_id in sorted(dag_ids))
+    return any(manager.is_authorized_dag(method="GET", details=each, user=user) for each in details)
+
+
+def _mlflow() -> str | None:
+    """Where a browser reaches MLflow, by the default connection; None where that cannot be told."""
+    try:
+        registry = MlflowHook().registry("")
+    except Exception as error:  # whatever a secrets backend raises: links are not worth a page
+        log.debug("there is no address of MLflow: %s", error)
+        return None
+    return (registry.ui_url or registry.uri).rstrip("/")
