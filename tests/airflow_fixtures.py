@@ -124,6 +124,7 @@ class Airflow:
                 **dates,
             )
             run.consumed_asset_events.extend(session.get(AssetEvent, event) for event in events or [])
+            session.commit()
             before: list[Any] = []
             while run.state == DagRunState.RUNNING:
                 session.expire_all()
@@ -239,9 +240,7 @@ def airflow(airflow_home: Path, world: World) -> Iterator[Airflow]:
 
 
 @pytest.fixture(scope="module")
-def champion(
-    airflow_home: Path, mlflow_server: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Airflow]:
+def champion(airflow_home: Path, mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
     """Airflow where January was trained on and promoted; tests that share it must leave the champion alone."""
     folder = tmp_path_factory.mktemp("champion")
     name = f"toy-{uuid.uuid4().hex[:10]}"

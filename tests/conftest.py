@@ -13,11 +13,13 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
-from tests.toy import World, registry_ref
+if TYPE_CHECKING:
+    from tests.toy import World
 
 pytest_plugins = ["tests.airflow_fixtures", "tests.running"]
 
@@ -28,7 +30,7 @@ QUIET = {
     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
     "OMP_NUM_THREADS": "2",
 }
-# Libraries read these when they are imported, and child processes inherit them.
+# Libraries read these when they are imported, so none is imported above; child processes inherit them.
 os.environ.update(QUIET)
 _home = tempfile.TemporaryDirectory(prefix="airflow-home-")
 os.environ["AIRFLOW_HOME"] = _home.name
@@ -99,4 +101,6 @@ def fresh_name() -> str:
 @pytest.fixture
 def world(mlflow_server: str, fresh_name: str, tmp_path: Path) -> World:
     """A folder for data and declarations, a store, and a registry of its own on the shared server."""
+    from tests.toy import World, registry_ref
+
     return World(tmp_path, str(tmp_path / "store"), registry_ref(mlflow_server, fresh_name))

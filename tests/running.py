@@ -24,7 +24,13 @@ def toy_declaration(name: str, **sections: object) -> dict[str, object]:
     """A pipeline that trains in a second and is retried at once."""
     return {
         "name": name,
-        "data": {"source": f"../{name}/{{window}}.parquet", "target": "y", "time": "at", "key": "id", "window": "month"},
+        "data": {
+            "source": f"../{name}/{{window}}.parquet",
+            "target": "y",
+            "time": "at",
+            "key": "id",
+            "window": "month",
+        },
         "train": {"estimator": "sklearn.linear_model.LogisticRegression"},
         "evaluate": {"plots": False},
         "validate_model": {"versus_champion": {"min_rows": 50}},

@@ -10,8 +10,18 @@ from tests import toy
 from tests.toy import finish, start
 
 HEAVY = (
-    "pandas", "numpy", "sklearn", "mlflow", "evidently", "pyarrow", "duckdb", "matplotlib", "google.cloud", "skops",
-    "scipy", "airflow_mlops.stages",
+    "pandas",
+    "numpy",
+    "sklearn",
+    "mlflow",
+    "evidently",
+    "pyarrow",
+    "duckdb",
+    "matplotlib",
+    "google.cloud",
+    "skops",
+    "scipy",
+    "airflow_mlops.stages",
 )
 
 PARSE = """
@@ -28,8 +38,8 @@ print(json.dumps({"dags": sorted(bag.dags), "heavy": sorted(heavy)}))
 ALONE = """
 import airflow.sdk, json, sys
 before = set(sys.modules)
-import airflow_mlops.hooks, airflow_mlops.operators, airflow_mlops.sensors, airflow_mlops.triggers, airflow_mlops.factory
-import airflow_mlops.provider_info, airflow_mlops.backends.local
+import airflow_mlops.operators, airflow_mlops.sensors, airflow_mlops.triggers, airflow_mlops.factory
+import airflow_mlops.hooks, airflow_mlops.provider_info, airflow_mlops.backends.local
 heavy = [name for name in set(sys.modules) - before if name.startswith(tuple(sys.argv[1].split()))]
 print(json.dumps({"heavy": sorted(heavy)}))
 """
@@ -52,7 +62,7 @@ with DAG("own", schedule=None) as dag:
 
 @pytest.mark.parametrize(("text", "dags"), [(DECLARED, ["toy.monitor", "toy.predict", "toy.train"]), (OWN, ["own"])])
 def test_a_dag_file_loads_nothing_heavy(tmp_path: Path, text: str, dags: list[str]) -> None:
-    toy.declare(tmp_path, prepare={"features": "churn.features:build", "split": {"by": "time"}}, predict={"output": "p"})
+    toy.declare(tmp_path, prepare={"features": "churn.features:build", "split": {"by": "time"}})
     (tmp_path / "dag_file.py").write_text(text)
 
     found = finish(start(PARSE, str(tmp_path), " ".join(HEAVY)))

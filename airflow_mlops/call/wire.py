@@ -7,8 +7,9 @@ import json
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from airflow_mlops.spec.base import Described
 from airflow_mlops.spec.window import Window
 
 VERSION = 1
@@ -16,10 +17,10 @@ VERSION = 1
 Status = Literal["ok", "warn", "drift", "rejected", "insufficient_data", "error"]
 
 
-class Wire(BaseModel):
+class Wire(Described):
     """Something that is sent: immutable, and strict about what it holds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 def digest_of(value: Any) -> str:

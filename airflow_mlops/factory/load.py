@@ -16,10 +16,10 @@ from airflow_mlops.spec.load import load_declarations
 from airflow_mlops.spec.wiring import check_all, problems_of
 
 
-def calling_folder(depth: int = 1) -> str:
-    """The folder of the file that called the caller, ``depth`` frames further out."""
+def calling_folder() -> str:
+    """The folder of the file that called the caller."""
     frame = inspect.currentframe()
-    for _ in range(depth + 1):
+    for _ in range(2):
         if frame is not None and frame.f_back is not None:
             frame = frame.f_back
     return os.path.dirname(os.path.abspath(frame.f_code.co_filename)) if frame else os.getcwd()

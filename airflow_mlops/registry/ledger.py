@@ -22,7 +22,7 @@ _MOVES = frozenset({"promotion"})
 class Entry(BaseModel):
     """One line of the ledger."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     number: int
     """Its place, from 1."""

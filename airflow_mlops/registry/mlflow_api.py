@@ -91,16 +91,17 @@ def pointed_at(uri: str) -> Iterator[None]:
     """Let MLflow's module-level functions speak to one registry."""
     import mlflow
 
+    point: Any = mlflow  # None unsets, whatever the annotations say
     # What was never set must stay unset: written down, MLflow's default would become a database in the working folder.
-    tracking = mlflow.get_tracking_uri() if mlflow.tracking.is_tracking_uri_set() else None
+    tracking = point.get_tracking_uri() if point.tracking.is_tracking_uri_set() else None
     registry = os.environ.get("MLFLOW_REGISTRY_URI")
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
+    point.set_tracking_uri(uri)
+    point.set_registry_uri(uri)
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(tracking)
-        mlflow.set_registry_uri(registry)
+        point.set_tracking_uri(tracking)
+        point.set_registry_uri(registry)
         if registry is None:
             os.environ.pop("MLFLOW_REGISTRY_URI", None)
 

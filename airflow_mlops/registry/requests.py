@@ -26,7 +26,7 @@ MAX_ATTEMPTS = 3
 class Request(BaseModel):
     """A wish to retrain a model."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
     """The registered model."""

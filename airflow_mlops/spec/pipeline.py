@@ -262,4 +262,4 @@ class Pipeline(Section):
         """
         # The factory stands above this layer; it is looked up only when somebody in Airflow asks.
         factory = import_module("airflow_mlops.factory")
-        return dict(factory.build_dags(self, base or factory.calling_folder(depth=2)))
+        return dict(factory.build_dags(self, base or factory.calling_folder()))

@@ -71,7 +71,7 @@ TRUSTED_TYPES = frozenset(
 class Facts(BaseModel):
     """What must be known about a model to use it, judge it and watch it; logged beside it."""
 
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True)
 
     version: Literal[1] = 1
     """The version of this form."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from typing import TYPE_CHECKING
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, digest_of
 from airflow_mlops.errors import SchemaError
+
+if TYPE_CHECKING:
+    # Loaded where a table becomes a frame, and not by the stages that look at Arrow columns only.
+    import pandas as pd
 
 
 def canonical(schema: pa.Schema) -> pa.Schema:
@@ -48,7 +53,9 @@ def write_table(table: pa.Table, store: Store, kind: str = "dataset") -> Artifac
 
 def read_table(ref: ArtifactRef, store: Store) -> pa.Table:
     """Read a table of the store."""
-    return pq.read_table(store.fetch(ref))
+    # pq.read_table loads the datasets of Arrow, and with them pandas; and it makes columns of a path's ``key=value``.
+    with pq.ParquetFile(store.fetch(ref)) as file:
+        return file.read()
 
 
 def read_frame(ref: ArtifactRef, store: Store) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from airflow_mlops.call.store import Store
+from airflow_mlops.errors import MlopsError
 from airflow_mlops.registry.ledger import Entry, Ledger
 from airflow_mlops.registry.log import AppendLog
 from airflow_mlops.registry.requests import Recorded, Requests
@@ -16,6 +17,8 @@ from airflow_mlops.registry.verdicts import Verdicts
 
 Tone = Literal["good", "bad", "busy", "plain"]
 
+UNREADABLE = (MlopsError, ValueError, LookupError, TypeError, AttributeError)
+"""What files lead to that cannot be reached, or that no run has written in this form."""
 WINDOWS_PER_PAGE = 50
 NO_WINDOW = "all"
 """The key that verdicts have without a window."""
@@ -121,13 +124,15 @@ class History:
     def __init__(self, store: Snapshot, model: str, *, airflow: str = "", mlflow: str | None = None) -> None:
         self.store, self.model, self.airflow = store, model, airflow
         self.ledger, self.verdicts = Ledger(store, model), Verdicts(store, model)
-        self.requests = Requests(store, model)
-        self.mlflow = self._mlflow() or mlflow
+        self.requests, self._connection = Requests(store, model), mlflow
 
     def dags(self) -> frozenset[str]:
-        """The DAGs of the pipeline of this name, and those that have written about the model."""
+        """The DAGs of the pipeline of this name, and those that have written about the model, if that can be read."""
         own = {self.model, *(f"{self.model}.{what}" for what in ("train", "monitor", "predict"))}
-        wrote = [entry.run for entry in self.ledger.entries()] + [str(v.get("run") or "") for v in self._newest()]
+        try:
+            wrote = [entry.run for entry in self.ledger.entries()] + [str(v.get("run") or "") for v in self._newest()]
+        except UNREADABLE:
+            wrote = []
         return frozenset(own | {run.partition("/")[0] for run in wrote if "/" in run})
 
     def summary(self) -> Summary:
@@ -206,8 +211,11 @@ class History:
         )
 
     def _decided(self, entry: Entry) -> Event:
-        before, after = entry.champion_before or "none", entry.champion_after or "none"
-        moved = f"champion {before} → {after}" if before != after else f"champion {after} stays"
+        before, after = entry.champion_before, entry.champion_after
+        # The arrow stands between spaces that do not break.
+        moved = f"champion {before or 'none'}\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}{after or 'none'}"
+        if before == after:
+            moved = f"champion {after} stays" if after else "there is no champion still"
         answers = (f"answers request {', '.join(entry.requests)}",) if entry.requests else ()
         return Event(
             at=entry.at,
@@ -219,9 +227,10 @@ class History:
         )
 
     def _version(self, version: str) -> Link | None:
-        if self.mlflow is None:
+        base = self._mlflow()
+        if base is None:
             return None
-        address = f"{self.mlflow}/#/models/{quote(self.model, safe='')}/versions/{quote(version, safe='')}"
+        address = f"{base}/#/models/{quote(self.model, safe='')}/versions/{quote(version, safe='')}"
         return _outside(f"Version {version}", address)
 
     def _run(self, run: object) -> Link | None:
@@ -232,12 +241,12 @@ class History:
         return Link("Airflow run", f"{self.airflow}/dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}")
 
     def _mlflow(self) -> str | None:
-        """Where MLflow's pages are, as the newest verdict has it."""
+        """Where MLflow's pages are, as the newest verdict has it, or else the connection."""
         for verdict in reversed(self._newest()):
             base, found, _ = str(verdict.get("mlflow_url") or "").partition("/#/")
             if found:
                 return base
-        return None
+        return self._connection
 
 
 def _pending(recorded: Iterable[Recorded]) -> str:
@@ -248,7 +257,7 @@ def _pending(recorded: Iterable[Recorded]) -> str:
 
 
 def _spoken(window: str) -> str:
-    return "all rows" if window == NO_WINDOW else window
+    return "no window" if window == NO_WINDOW else window
 
 
 def _moment(text: object) -> datetime:

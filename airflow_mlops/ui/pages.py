@@ -14,12 +14,11 @@ from airflow.models.dag import DagModel
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from airflow_mlops.errors import MlopsError
 from airflow_mlops.hooks.mlflow import MlflowHook, store_root
-from airflow_mlops.ui.history import History, Snapshot
+from airflow_mlops.ui.history import UNREADABLE, History, Snapshot
 from airflow_mlops.ui.plugin import PREFIX
 
 log = logging.getLogger(__name__)
@@ -70,11 +69,17 @@ def _refused(request: Request, error: AnyHTTPException) -> HTMLResponse:
     return _page(request, "message.html", error.status_code, title=title, text=text)
 
 
-@app.exception_handler(MlopsError)
-@app.exception_handler(ValidationError)
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, MlopsError) else f"A file has another form: {type(error).__name__}: {error}"
+
+
 def _unreadable(request: Request, error: Exception) -> HTMLResponse:
     log.warning("the store cannot be read", exc_info=error)
-    return _page(request, "message.html", 503, title="The store cannot be read", text=str(error))
+    return _page(request, "message.html", 503, title="The store cannot be read", text=_told(error))
+
+
+for kind in UNREADABLE:
+    app.add_exception_handler(kind, _unreadable)
 
 
 @app.get("/")
@@ -84,14 +89,13 @@ def show_models(request: Request, user: GetUserDep) -> HTMLResponse:
     summaries, broken = [], []
     for name in store.models():
         history = _history(store, name, request, mlflow)
+        if not _may_read(history.dags(), user):
+            continue
         try:
-            if _may_read(history.dags(), user):
-                summaries.append(history.summary())
-        except (MlopsError, ValidationError) as error:
-            # Who may see it cannot be told from files that cannot be read; its own DAG can.
-            if _may_read({f"{name}.train"}, user):
-                log.warning("the history of %s cannot be read", name, exc_info=error)
-                broken.append((name, str(error)))
+            summaries.append(history.summary())
+        except UNREADABLE as error:
+            log.warning("the history of %s cannot be read", name, exc_info=error)
+            broken.append((name, _told(error)))
     return _page(request, "models.html", summaries=summaries, broken=broken)
 
 

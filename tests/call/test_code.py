@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,14 @@ def test_equal_code_is_one_snapshot_wherever_and_whenever_it_lies(store: Store, 
     assert taken("toyfit.model:fit", one, store) == taken("toyfit.model:fit", other, store)
 
 
+def test_a_snapshot_knows_neither_the_clock_nor_the_order_of_a_folder(store: Store, write: Write) -> None:
+    files = {"toyfit/Model": "", "toyfit/model": "", "toyfit/deep/more": ""}
+    with zipfile.ZipFile(taken("toyfit.model:fit", write("one", **files), store).uri) as archive:
+        assert archive.namelist() == sorted(archive.namelist())
+        assert len({entry.date_time for entry in archive.infolist()}) == 1
+        assert archive.infolist()[0].date_time[0] < 2000
+
+
 def test_caches_data_and_hidden_files_are_no_code(store: Store, write: Write) -> None:
     base = write("one", **{"toyfit/__init__": "", "toyfit/model": ""})
     before = taken("toyfit.model:fit", base, store)
@@ -96,6 +105,14 @@ def test_code_lies_beside_the_declaration_or_one_folder_up(store: Store, write: 
 
 def test_installed_code_needs_no_snapshot(store: Store, tmp_path: Path) -> None:
     assert snapshot(["sklearn.svm.SVC", "json:dumps", "math:sqrt"], str(tmp_path), store) is None
+
+
+@pytest.mark.parametrize("folder", ["lib/site-packages", "lib/dist-packages"])
+def test_a_folder_of_libraries_is_installed_wherever_it_lies(
+    store: Store, write: Write, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    monkeypatch.syspath_prepend(str(write(folder, toylibrary="def fit(): ...\n")))
+    assert snapshot(["toylibrary:fit"], store.path, store) is None
 
 
 @pytest.mark.parametrize("path", ["toynowhere.model:fit", "__main__:fit"])

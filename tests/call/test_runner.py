@@ -60,6 +60,15 @@ def test_without_a_second_file_the_outcome_is_all_of_standard_output(tmp_path: P
     assert Outcome.model_validate(json.loads(done.stdout)).identity == asked.identity
 
 
+def test_log_lines_go_to_standard_error(tmp_path: Path, asked: Call) -> None:
+    training = call("train", store=asked.store)
+    earlier = Outcome(stage="train", identity=training.identity, call_digest=training.digest)
+    Store(asked.store).write_outcome(earlier)
+    done = runner(written(tmp_path, training))
+    assert "an earlier try of this run has done it" in done.stderr
+    assert Outcome.model_validate_json(done.stdout) == earlier
+
+
 WITHOUT_AIRFLOW = """
 import sys
 sys.modules["airflow"] = None

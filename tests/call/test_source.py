@@ -110,9 +110,11 @@ def test_a_folder_that_is_not_there_has_no_windows(root: str) -> None:
     assert windows_of(root + "/nowhere/{window}.csv", "month") == []
 
 
-def test_a_dot_in_a_source_is_a_dot(root: str) -> None:
-    put(root, "2013-01xcsv")
-    assert windows_of(root + "/{window}.csv", "month") == []
+def test_a_folder_may_have_any_name(root: str) -> None:
+    put(root, "a+b (1).c/2013-01.csv")
+    source = root + "/a+b (1).c/{window}.csv"
+    assert windows_of(source, "month") == [month("2013-01")]
+    assert len(files_of(source, month("2013-01"))) == 1
 
 
 def test_a_server_that_does_not_answer_is_worth_a_retry() -> None:

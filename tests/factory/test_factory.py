@@ -159,13 +159,14 @@ def test_schedules(tmp_path: Path) -> None:
 
     timetable = dags["train"].timetable
     assert isinstance(timetable, AssetOrTimeSchedule)
-    assert [asset.uri for _, asset in timetable.asset_condition.iter_assets()] == [
-        "x-mlops://toy/retrain", "x-mlops://prices/model"
-    ]
+    assert {asset.uri for asset in timetable.asset_condition.objects} == {
+        "x-mlops://toy/retrain",
+        "x-mlops://prices/model",
+    }
     assert isinstance(timetable.timetable, CronTriggerTimetable)
     assert timetable.timetable.run_immediately is False
     assert dags["train"].task_dict["start"].upstream_models == ["prices"]
-    assert dags["monitor"].timetable.expression == "@daily"
+    assert dags["monitor"].timetable.expression == "0 0 * * *"
     assert dags["predict"].timetable.expression == "0 6 * * *"
     for dag in dags.values():
         assert (dag.catchup, dag.max_active_runs) == (False, 1)
@@ -176,7 +177,7 @@ def test_schedules_that_are_left_out(tmp_path: Path) -> None:
     assert [type(dag.timetable).__name__ for dag in dags.values()] == ["NullTimetable"] * 3
 
     by_asset = dags_of(tmp_path, schedule=None, data={"window": "month"})["train"].timetable
-    assert [asset.uri for _, asset in by_asset.asset_condition.iter_assets()] == ["x-mlops://toy/retrain"]
+    assert by_asset.asset_condition.uri == "x-mlops://toy/retrain"
 
 
 def test_monitoring_that_goes_on_and_on(tmp_path: Path) -> None:

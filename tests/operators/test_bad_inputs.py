@@ -1,4 +1,4 @@
-"""Bad input in a DAG run: each ends in the right state after the right number of tries, says why, and changes nothing."""
+"""Bad input in a DAG run: it ends in the right state after the right number of tries, says why, and changes nothing."""
 
 from __future__ import annotations
 
@@ -35,35 +35,57 @@ def truncated(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def saying(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], None]:
-    """Write the toy rows after a change."""
-    return lambda file: None if toy.write(change(toy.rows("2024-05")), file) else None
+def changed(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], object]:
+    """What writes the toy rows after a change."""
+    return lambda file: toy.write(change(toy.rows("2024-05")), file)
 
 
-BAD_WINDOWS: dict[str, tuple[Callable[[Path], None], str, type[Exception], str]] = {
+BAD_WINDOWS: dict[str, tuple[Callable[[Path], object], str, type[Exception], str]] = {
     "no file": (lambda file: None, "extract", DataNotFoundError, "allowed: 2024-01 to 2024-03"),
     "cut off": (truncated, "extract", DataError, "it may have been cut off"),
-    "no Parquet": (lambda file: file.write_text("at,y\n") and None, "extract", DataError, "no readable parquet file"),
-    "empty": (saying(lambda table: table.slice(0, 0)), "extract", DataNotFoundError, "has no rows"),
+    "no Parquet": (lambda file: file.write_text("at,y\n"), "extract", DataError, "no readable parquet file"),
+    "empty": (changed(lambda table: table.slice(0, 0)), "extract", DataNotFoundError, "has no rows"),
     "rows of another month": (
-        saying(lambda table: toy.rows("2024-04")), "extract", DataNotFoundError, "no rows in the window 2024-05"
+        changed(lambda table: toy.rows("2024-04")),
+        "extract",
+        DataNotFoundError,
+        "no rows in the window 2024-05",
     ),
     "no target": (
-        saying(lambda table: table.drop_columns(["y"])), "validate_data", SchemaError, "the target 'y' is missing"
+        changed(lambda table: table.drop_columns(["y"])),
+        "validate_data",
+        SchemaError,
+        "the target 'y' is missing",
     ),
-    "no time": (saying(lambda table: table.drop_columns(["at"])), "extract", SchemaError, "no column 'at' (data.time)"),
+    "no time": (
+        changed(lambda table: table.drop_columns(["at"])),
+        "extract",
+        SchemaError,
+        "no column 'at' (data.time)",
+    ),
     "time as text": (
-        saying(lambda table: with_column(table, "at", ["yesterday"] * 400)), "extract", SchemaError, "holds string"
+        changed(lambda table: with_column(table, "at", ["yesterday"] * 400)),
+        "extract",
+        SchemaError,
+        "holds string",
     ),
     "target with nulls": (
-        saying(lambda table: with_column(table, "y", [None, 1] * 200)), "validate_data", SchemaError, "has 200 nulls"
+        changed(lambda table: with_column(table, "y", [None, 1] * 200)),
+        "validate_data",
+        SchemaError,
+        "has 200 nulls",
     ),
     "one class": (
-        saying(lambda table: with_column(table, "y", np.ones(400, int))), "train", DataError, "the target 'y' has one class only, 1, in all 320 training rows"
+        changed(lambda table: with_column(table, "y", np.ones(400, int))),
+        "train",
+        DataError,
+        "'y' has one class only, 1, in all 320 training rows",
     ),
     "infinite": (
-        saying(lambda table: with_column(table, "amount", np.full(400, np.inf))),
-        "validate_data", SchemaError, "'amount' has 400 infinite values",
+        changed(lambda table: with_column(table, "amount", np.full(400, np.inf))),
+        "validate_data",
+        SchemaError,
+        "'amount' has 400 infinite values",
     ),
 }
 
@@ -159,9 +181,7 @@ def test_rows_that_the_champion_cannot_take_leave_the_old_partition(
 BAD_CODE = {
     "no such class": ({"estimator": "sklearn.linear_model.LogisticRegresion"}, "try: sklearn.linear_model:LogisticR"),
     "no such module": ({"estimator": "sklearn.nowhere.Model"}, "No module named 'sklearn.nowhere'"),
-    "no such argument": (
-        {"estimator": toy.ESTIMATOR, "params": {"depth": 3}}, "has no parameter 'depth'; allowed: "
-    ),
+    "no such argument": ({"estimator": toy.ESTIMATOR, "params": {"depth": 3}}, "has no parameter 'depth'; allowed: "),
     "raises": ({"function": "shop.features:fit"}, "shop.features:fit raised ZeroDivisionError"),
     "import fails": ({"function": "broken.features:fit"}, "ModuleNotFoundError: No module named 'pandaz'"),
 }
@@ -217,9 +237,7 @@ with DAG("{name}.own", schedule=None, default_args={{"retries": 2, "retry_delay"
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_an_unreachable_mlflow_is_tried_again(
-    champion: Airflow, own: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_mlflow_is_tried_again(champion: Airflow, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     host = f"http://127.0.0.1:{free_port()}"
     champion.write(OWN.format(name=champion.name, window="2024-02"), "own.py")
     before = toy.state_of(champion.world)

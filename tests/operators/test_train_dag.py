@@ -27,7 +27,8 @@ def test_the_first_model_becomes_champion_and_rows_stay_out_of_xcom(toy_months: 
     assert run.state == "success"
     assert run.states == dict.fromkeys(["start", *STAGES], "success")
     assert toy.state_of(toy_months.world)["aliases"] == {"champion": "1"}
-    assert [(entry.kind, entry.version, entry.window) for entry in toy_months.ledger()] == [("promotion", "1", "2024-01")]
+    (entry,) = toy_months.ledger()
+    assert (entry.kind, entry.version, entry.window) == ("promotion", "1", "2024-01")
     assert [(event["asset"], event["extra"]) for event in run.events] == [
         (f"x-mlops://{toy_months.name}/model", {"version": "1"})
     ]

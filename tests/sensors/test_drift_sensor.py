@@ -32,8 +32,8 @@ def test_a_judged_window_is_followed_by_the_next(champion: Airflow) -> None:
 
 
 def test_drift_asks_once_and_one_run_answers(airflow: Airflow) -> None:
-    toy.months(airflow.folder, ("2024-01",))
-    toy.months(airflow.folder, ("2024-02",), 1500, shift=3.0)
+    toy.months(airflow.folder, ("2024-01", "2024-03"))
+    toy.months(airflow.folder, ("2024-02",), shift=3.0)
     airflow.declare()
     assert airflow.test("train", "2024-01").state == "success"
 

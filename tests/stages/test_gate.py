@@ -317,6 +317,12 @@ def test_a_champion_that_is_better_or_as_good_stays() -> None:
     assert verdict_of((evaluation, table), versus_champion={"margin": 0.01}).status == "ok"
 
 
+def test_a_gain_that_may_be_chance_is_no_gain() -> None:
+    verdict, comparison = judge(*scored(250, 0.65), ValidateModel())
+    assert comparison is not None and comparison.lower < 0 < comparison.gain
+    assert verdict.status == "rejected"
+
+
 def test_a_margin_lets_a_slightly_worse_one_pass_and_no_more() -> None:
     worse = scored(3000, 0.5, 0.55)
     assert verdict_of(worse).status == "rejected"

@@ -81,7 +81,14 @@ def wish(name: str, month: str, champion: str | None = None) -> Request:
 
 
 def test_the_dag_processor_finds_every_example_and_nothing_fails_to_load(running: Services) -> None:
-    expected = {"flights.train", "flights.monitor", "flights.predict", "flights_team", "flights_team_drift", "loop.train"}
+    expected = {
+        "flights.train",
+        "flights.monitor",
+        "flights.predict",
+        "flights_team",
+        "flights_team_drift",
+        "loop.train",
+    }
     until(running, lambda: expected <= parsed(running))
     assert running.airflow("GET", "importErrors")["import_errors"] == []
 
@@ -140,9 +147,7 @@ def test_a_burst_of_requests_is_answered_each_once(running: Services) -> None:
     assert [recorded.attempts for recorded in requests.all()] == [1] * len(months)
     claimed = {recorded.run for recorded in requests.all()}
     started = [f"{name}.train/{run['dag_run_id']}" for run in running.runs(f"{name}.train")]
-    trained = [
-        run for run in started if running.tasks(f"{name}.train", run.partition("/")[2])["train"] == "success"
-    ]
+    trained = [run for run in started if running.tasks(f"{name}.train", run.partition("/")[2])["train"] == "success"]
     # Surplus runs were skipped, and nothing was trained that nobody had asked for.
     assert set(trained) == claimed
     assert "failed" not in states(running, f"{name}.train").values()
@@ -232,6 +237,14 @@ def test_airflow_and_the_command_line_come_to_the_same_outcomes(running: Service
     assert done.returncode == 0, done.stderr
     on_the_shell = {task: value["digest"] for task, value in json.loads(done.stdout)["stages"].items()}
     assert on_the_shell == in_airflow
+
+
+def test_a_teams_own_dag_of_single_operators_trains_and_promotes(running: Services) -> None:
+    until(running, lambda: "flights_team" in parsed(running))
+    run_id = running.trigger("flights_team", {"window": "2013-02"})
+    until(running, lambda: states(running, "flights_team")[run_id] in ENDED, 240)
+    assert set(running.tasks("flights_team", run_id).values()) == {"success"}
+    assert Ledger(store(running), "flights_team").champion() == "1"
 
 
 def test_references_only_cross_between_tasks(running: Services) -> None:

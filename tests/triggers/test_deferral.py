@@ -1,11 +1,13 @@
-"""Tasks on a backend that is not done at once: they defer, the trigger watches, they resume; no job is started twice."""
+"""Tasks whose backend is not done at once: they defer, a trigger watches, they resume; no job is started twice."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +101,21 @@ def test_an_error_of_the_job_fails_at_once(one_month: Airflow) -> None:
     assert backend.submissions() == 1
 
 
-def test_a_task_that_is_ended_cancels_its_job(one_month: Airflow, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def _signals() -> Iterator[None]:
+    """What a task does on SIGTERM is undone afterwards: here it shares its process with the tests."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("_signals")
+def test_a_task_that_is_ended_cancels_its_job(one_month: Airflow) -> None:
     own_dag(one_month, mode="deferred", seconds=30.0)
-    dag = one_month.dag(f"{one_month.name}.own")
-    monkeypatch.setattr(one_month, "dag", lambda dag_id: dag)
-    assert one_month.run(dag.dag_id, triggers=False).states == {"extract": "deferred"}
+    assert one_month.run(f"{one_month.name}.own", triggers=False).states == {"extract": "deferred"}
     assert [job["cancelled"] for job in jobs(one_month)] == [False]
 
-    dag.task_dict["extract"].on_kill()
+    signal.raise_signal(signal.SIGTERM)
 
     assert [job["cancelled"] for job in jobs(one_month)] == [True]
 
@@ -213,7 +222,12 @@ def test_the_window_trigger_waits_for_the_data(champion: Airflow) -> None:
 
 def test_the_window_trigger_leaves_an_error_to_the_worker(tmp_path: Path) -> None:
     arguments = {
-        "store": str(tmp_path), "pipeline": "toy", "source": "x", "grain": "month", "run": "r", "window": "last month"
+        "store": str(tmp_path),
+        "pipeline": "toy",
+        "source": "x",
+        "grain": "month",
+        "run": "r",
+        "window": "last month",
     }
     payload = asyncio.run(asyncio.wait_for(first_event(WindowTrigger(arguments, 0.1)), 30))
     assert payload == {"window": None}

@@ -1,0 +1,33 @@
+"""Every declared dependency imports beside the others; a resolver does not see what breaks there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+NAMES = [re.split(r"[\[<>=!~ ]", requirement, maxsplit=1)[0] for requirement in PROJECT["dependencies"]]
+MODULES = {
+    "apache-airflow": "airflow.sdk",
+    "apache-airflow-providers-google": "airflow.providers.google.cloud.hooks.gcs",
+    "apache-airflow-providers-standard": "airflow.providers.standard.operators.hitl",
+    "evidently": "evidently.presets",
+    "matplotlib": "matplotlib.figure",
+    "mlflow": "mlflow.sklearn",
+    "pyyaml": "yaml",
+    "scikit-learn": "sklearn.ensemble",
+    "skops": "skops.io",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_dependency_imports(name: str) -> None:
+    module = MODULES.get(name, name.replace("-", "_"))
+    command = [sys.executable, "-W", "ignore", "-c", f"import {module}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
