@@ -1,4 +1,4 @@
-"""One real Airflow (scheduler, triggerer, dag-processor, api-server) and MLflow for all suites that need one running."""
+"""One real Airflow (scheduler, triggerer, dag-processor, api-server) and MLflow, for every suite that needs them."""
 
 from __future__ import annotations
 

@@ -88,10 +88,10 @@ def snapshot(callables: Iterable[str], base: str, store: Store) -> ArtifactRef |
     if not files:
         return None
     with store.scratch(".zip") as archive:
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as target:
+        # Stored, not deflated: the digest must not depend on a machine's zlib.
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as target:
             for name, content in sorted(files.items()):
                 entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-                entry.compress_type = zipfile.ZIP_DEFLATED
                 target.writestr(entry, content)
         return store.put_file(archive, "code")
 

@@ -57,6 +57,13 @@ def digest_of_file(path: str | Path) -> str:
     return "sha256:" + digest.hexdigest()
 
 
+def _share(path: str) -> None:
+    """Let others read a file as the umask says; temporary files are for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
+
+
 def create_if_absent(uri: str, data: bytes) -> bool:
     """Create a file whole, or not at all when it is there already.
 
@@ -82,6 +89,7 @@ def create_if_absent(uri: str, data: bytes) -> bool:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            _share(temporary)
             try:
                 os.link(temporary, path)
             except FileExistsError:
@@ -150,6 +158,7 @@ class Store:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             beside = f"{path}.{os.getpid()}.part"
             shutil.move(str(file), beside)
+            _share(beside)
             os.replace(beside, path)
 
     @contextmanager

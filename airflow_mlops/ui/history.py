@@ -73,8 +73,6 @@ class Summary(NamedTuple):
     verdict_window: str | None
     pending: str
     """The retrain requests that are not answered, in words; empty when there are none."""
-    dags: frozenset[str]
-    """The DAGs that the model is known to have."""
 
 
 class Timeline(NamedTuple):
@@ -151,7 +149,6 @@ class History:
             verdict=self._judged(newest[-1]) if newest else None,
             verdict_window=_spoken(self.verdicts.windows()[-1]) if newest else None,
             pending=_pending(self.requests.all()),
-            dags=self.dags(),
         )
 
     def timeline(self, page: int = 1) -> Timeline:

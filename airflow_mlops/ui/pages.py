@@ -125,9 +125,9 @@ def show_dag(request: Request, user: GetUserDep, dag_id: str, page: int = 1) -> 
     """
     if not _may_read({dag_id}, user):
         raise HTTPException(404)
-    store = Snapshot(store_root())
+    store, mlflow = Snapshot(store_root()), _mlflow()
     for name in store.models():
-        history = _history(store, name, request, _mlflow())
+        history = _history(store, name, request, mlflow)
         if dag_id in history.dags():
             return _page(request, "model.html", summary=history.summary(), timeline=history.timeline(page))
     return _page(
