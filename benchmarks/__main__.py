@@ -37,9 +37,10 @@ def main() -> int:
         if "import" in parts:
             startup.measure_import(table, repeat=3 if options.quick else 15)
         if "parse" in parts:
-            startup.measure_parse(table, home / "parse", repeat=1 if options.quick else 5)
+            startup.measure_parse(table, home / "parse", repeat=1 if options.quick else 5, warm_up=not options.quick)
         if "run" in parts or "airflow" in parts:
-            bare = runs.measure(table, home / "run", rows, repeat=1 if options.quick else 3, ours="run" in parts)
+            repeat = 1 if options.quick else 3
+            bare = runs.measure(table, home / "run", rows, repeat, warm_up=not options.quick, ours="run" in parts)
             if "airflow" in parts:
                 workers.measure(table, home / "airflow", home / "run", bare)
     print(f"\nload {_load()} at the end, after {time.monotonic() - started:.0f} s\n")

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -73,7 +74,7 @@ def main(source: str, uri: str, name: str) -> None:
     print("roc_auc", sk.roc_auc_score(y_test, positive))
 
 
-def _new(title: str, x: str, y: str) -> tuple[Figure, object]:
+def _new(title: str, x: str, y: str) -> tuple[Figure, Any]:
     figure = Figure(figsize=(5, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -81,7 +82,7 @@ def _new(title: str, x: str, y: str) -> tuple[Figure, object]:
     return figure, axes
 
 
-def _plots(truth: np.ndarray, positive: np.ndarray, folder: Path) -> None:
+def _plots(truth: np.ndarray[Any, Any], positive: np.ndarray[Any, Any], folder: Path) -> None:
     wrong, right, _ = sk.roc_curve(truth, positive)
     figure, axes = _new(f"ROC, area {sk.auc(wrong, right):.3f}", "false positive rate", "true positive rate")
     axes.plot(wrong, right)

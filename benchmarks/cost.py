@@ -49,14 +49,13 @@ def python(*arguments: str, environment: Mapping[str, str], cwd: Path | None = N
     return Cost(usage.ru_utime + usage.ru_stime, time.perf_counter() - started, usage.ru_maxrss * 1024), printed
 
 
-def compiled(cache: Path, **more: str) -> dict[str, str]:
-    """An environment in which Python keeps compiled files, and libraries are quiet and do not spin.
+def compiled(cache: Path | None, **more: str) -> dict[str, str]:
+    """An environment in which Python keeps compiled files there, and libraries are quiet and do not spin.
 
     One thread of OpenMP: how long threads wait for one another is no cost of what is compared here.
     """
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return environment | {
-        "PYTHONPYCACHEPREFIX": str(cache),
+    environment = {
+        **os.environ,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -65,6 +64,10 @@ def compiled(cache: Path, **more: str) -> dict[str, str]:
         "no_proxy": "127.0.0.1,localhost",
         **more,
     }
+    if cache is not None:
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        environment["PYTHONPYCACHEPREFIX"] = str(cache)
+    return environment
 
 
 def descendants_cpu(pid: int) -> float:

@@ -15,48 +15,44 @@ MORE_S = 2.0
 COMMAND = "import sys; from airflow_mlops.cli import main; sys.exit(main())"
 
 
-def measure(table: Table, home: Path, rows: int, repeat: int, *, ours: bool) -> Cost:
+def measure(table: Table, home: Path, rows: int, repeat: int, *, warm_up: bool, ours: bool) -> Cost:
     """Measure the bare script, and the pipeline before and after it has a champion; return the bare script's cost."""
     print(f"\nairflow-mlops run and a bare script, {rows:,} rows, {repeat} times each", flush=True)
     write_rows(home / "rows.parquet", rows)
     write_declaration(home)
-    environment = compiled(home / "pycache")
+    environment = compiled(home / "pycache" if warm_up else None)
+    bare: list[Cost] = []
+    first: list[Cost] = []
+    second: list[Cost] = []
     with Services(home, home, environment=environment) as services:
         services.start_mlflow()
         services.wait("mlflow", lambda: fetch(f"{services.mlflow_url}/health") is not None, 120)
-        bare: list[Cost] = []
-        first: list[Cost] = []
-        second: list[Cost] = []
-        for number in range(repeat + 1):
+        for number in range(repeat + warm_up):
             bare.append(_bare(home, services.mlflow_url, environment, f"bare-{number}"))
             if ours:
                 first.append(_run(home, services.mlflow_url, environment, number))
                 second.append(_run(home, services.mlflow_url, environment, number))
     # The first round compiled what it imported.
-    peer = _middle(bare[1:])
+    bare, first, second = bare[warm_up:], first[warm_up:], second[warm_up:]
+    peer = _middle(bare)
     if ours:
-        for what, costs in (("no champion yet", first), ("against a champion", second)):
-            cost = _middle(costs[1:])
-            if costs is first:
-                table.difference(f"airflow-mlops run, {what} / bare script", cost.cpu, peer.cpu, MORE_S)
-            else:
-                over = f"{cost.cpu - peer.cpu:+.2f} CPU s"
-                table.add(
-                    Row(
-                        f"airflow-mlops run, {what} / bare script",
-                        f"{cost.cpu:.2f} CPU s",
-                        f"{peer.cpu:.2f} CPU s",
-                        over,
-                    )
-                )
-            table.add(
-                Row(
-                    f"  wall, peak memory, {what}",
-                    f"{cost.wall:.1f} s, {cost.rss / MIB:.0f} MiB",
-                    f"{peer.wall:.1f} s, {peer.rss / MIB:.0f} MiB",
-                )
-            )
+        _report(table, "airflow-mlops run, no champion yet", first, bare, MORE_S)
+        _report(table, "airflow-mlops run, against a champion", second, bare, None)
     return peer
+
+
+def _report(table: Table, what: str, ours: list[Cost], bare: list[Cost], most: float | None) -> None:
+    """Compare round by round, so that a machine that grows busier counts for both."""
+    cost, peer = _middle(ours), _middle(bare)
+    over = median(each.cpu - base.cpu for each, base in zip(ours, bare, strict=True))
+    table.difference(f"{what} / bare script", peer.cpu + over, peer.cpu, most)
+    table.add(
+        Row(
+            "  wall, peak memory",
+            f"{cost.wall:.1f} s, {cost.rss / MIB:.0f} MiB",
+            f"{peer.wall:.1f} s, {peer.rss / MIB:.0f} MiB",
+        )
+    )
 
 
 def _bare(home: Path, uri: str, environment: dict[str, str], name: str) -> Cost:

@@ -29,17 +29,17 @@ class Table:
         self.rows.append(row)
         print("  " + "  ".join(cell for cell in _cells(row) if cell), flush=True)
 
-    def difference(self, what: str, ours: float, peer: float, most: float, unit: str = "CPU s") -> None:
-        """A row whose target is a difference."""
+    def difference(self, what: str, ours: float, peer: float, most: float | None, unit: str = "CPU s") -> None:
+        """A row about a difference, which may be at most so much."""
         over = ours - peer
-        self.add(
-            Row(what, f"{ours:.2f} {unit}", f"{peer:.2f} {unit}", f"{over:+.2f} {unit}", f"<= +{most:g}", over <= most)
-        )
+        target = ("", None) if most is None else (f"<= +{most:g}", over <= most)
+        self.add(Row(what, f"{ours:.2f} {unit}", f"{peer:.2f} {unit}", f"{over:+.2f} {unit}", *target))
 
-    def ratio(self, what: str, ours: float, peer: float, most: float, unit: str = "CPU s") -> None:
-        """A row whose target is a ratio."""
+    def ratio(self, what: str, ours: float, peer: float, most: float | None, unit: str = "CPU s") -> None:
+        """A row about a ratio, which may be at most so much."""
         share = ours / peer
-        self.add(Row(what, f"{ours:.2f} {unit}", f"{peer:.2f} {unit}", f"{share:.2f}x", f"<= {most:g}x", share <= most))
+        target = ("", None) if most is None else (f"<= {most:g}x", share <= most)
+        self.add(Row(what, f"{ours:.2f} {unit}", f"{peer:.2f} {unit}", f"{share:.2f}x", *target))
 
     def text(self) -> str:
         """All of it, aligned."""

@@ -48,7 +48,7 @@ def run(call: Call, params: Evaluate, store: Store) -> Outcome:
         truth = encode(to_frame(table.select([facts.target]))[facts.target], facts)
         with loaded(facts, folder / "model") as model:
             scores = score(model, table, truth)
-        names = metric_names(params, facts)
+            names = metric_names(params, facts, probabilities=model.gives_probabilities)
         values = {name: evaluate(name, scores) for name in names}
         slices = {column: _by_slice(table, column, scores, names) for column in params.slices if _has(table, column)}
         scored = _columns("challenger", scores)
@@ -107,20 +107,27 @@ def _has(table: pa.Table, column: str) -> bool:
     return True
 
 
-def metric_names(params: Evaluate, facts: Facts) -> tuple[str, ...]:
-    """The metrics declared, or the usual ones of the task.
+def metric_names(params: Evaluate, facts: Facts, *, probabilities: bool) -> tuple[str, ...]:
+    """The metrics declared, or those of the usual ones that the model's answers allow.
 
     Raises:
-        GateError: when the task does not have one of them.
+        GateError: when the task does not have one of them, or the model gives no probabilities for it.
     """
-    names = params.metrics or DEFAULT_METRICS[facts.task]
-    wrong = [name for name in names if name not in METRICS or facts.task not in METRICS[name].tasks]
+    possible = [
+        name
+        for name in metrics_of(facts.task)
+        if probabilities or facts.task == "regression" or METRICS[name].needs == "label"
+    ]
+    wrong = [name for name in params.metrics if name not in possible]
     if wrong:
-        raise GateError(
-            f"the task {facts.task!r} has no metric {', '.join(map(repr, wrong))}",
-            allowed=", ".join(metrics_of(facts.task)),
+        known = all(name in METRICS and facts.task in METRICS[name].tasks for name in wrong)
+        why = (
+            "which the model's labels without probabilities cannot give"
+            if known
+            else f"which {facts.task} does not have"
         )
-    return tuple(names)
+        raise GateError(f"evaluate.metrics asks for {', '.join(map(repr, wrong))}, {why}", allowed=", ".join(possible))
+    return params.metrics or tuple(name for name in DEFAULT_METRICS[facts.task] if name in possible)
 
 
 def encode(target: pd.Series[Any], facts: Facts) -> np.ndarray[Any, Any]:

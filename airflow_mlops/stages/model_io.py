@@ -177,9 +177,14 @@ class Model:
     def __init__(self, estimator: Any, facts: Facts) -> None:
         self.estimator, self.facts = estimator, facts
 
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether the model says how sure it is of each class."""
+        return self.facts.task != "regression" and hasattr(self.estimator, "predict_proba")
+
     def probability(self, frame: pd.DataFrame) -> Any:
         """Probabilities of shape ``(rows, classes)``, or None for a model without them."""
-        if self.facts.task == "regression" or not hasattr(self.estimator, "predict_proba"):
+        if not self.gives_probabilities:
             return None
         return self.estimator.predict_proba(frame)
 

@@ -16,7 +16,6 @@ from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, Verdict
 from airflow_mlops.errors import GateError
 from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
 from airflow_mlops.registry.requests import Requests
-from airflow_mlops.spec.metrics import METRICS
 from airflow_mlops.spec.pipeline import VersusChampion
 from airflow_mlops.spec.stages import ValidateModel
 from airflow_mlops.stages.bootstrap import Comparison, Scores, compare
@@ -127,8 +126,10 @@ def _versus(
     evaluation: dict[str, Any], table: pa.Table, rule: VersusChampion, seed: int
 ) -> tuple[Verdict, Comparison | None]:
     metric = rule.metric or evaluation["primary"]
-    if metric not in METRICS or evaluation["task"] not in METRICS[metric].tasks:
-        raise GateError(f"the task {evaluation['task']!r} has no metric {metric!r}")
+    if metric not in evaluation["metrics"]:
+        raise GateError(
+            f"the gate asks for {metric!r}, which was not evaluated", allowed=", ".join(evaluation["metrics"])
+        )
     champion = evaluation["champion"]
     fresh = table.filter(pa.array(~table["champion.seen"].to_numpy(zero_copy_only=False)))
     if fresh.num_rows < rule.min_rows:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+
+from airflow_mlops.call.store import digest_of_file
 
 HEAVY = {"airflow", "duckdb", "evidently", "google", "matplotlib", "mlflow", "numpy", "pandas", "pyarrow", "scipy"}
 HEAVY |= {"skops", "sklearn"}
@@ -16,6 +21,15 @@ import importlib, sys
 before = set(sys.modules)
 importlib.import_module(sys.argv[1])
 print(*{name.split(".")[0] for name in set(sys.modules) - before})
+"""
+
+
+READ = """
+import sys
+from airflow_mlops.call import ArtifactRef, Store
+from airflow_mlops.stages.tables import read_table
+table = read_table(ArtifactRef(uri=sys.argv[1], digest=sys.argv[2], kind="dataset"), Store("memory://none"))
+print(*table.column_names, "pandas" in sys.modules)
 """
 
 
@@ -42,3 +56,22 @@ def test_the_light_half_loads_nothing_heavy(module: str) -> None:
 
 def test_the_heavy_half_would_be_seen() -> None:
     assert "pandas" in loaded("airflow_mlops.stages.rows")
+
+
+@pytest.mark.parametrize("stage", ["extract", "validate_data", "validate_model"])
+def test_stages_that_look_at_arrow_columns_load_no_pandas(stage: str) -> None:
+    assert loaded(f"airflow_mlops.stages.{stage}") == {"numpy", "pyarrow"}
+
+
+@pytest.mark.parametrize("stage", ["register", "promote"])
+def test_stages_that_speak_to_the_registry_only_load_nothing_heavy(stage: str) -> None:
+    assert loaded(f"airflow_mlops.stages.{stage}") == set()
+
+
+def test_reading_a_table_loads_no_pandas_and_makes_no_columns_of_its_path(tmp_path: Path) -> None:
+    (tmp_path / "window=2013-01").mkdir()
+    file = tmp_path / "window=2013-01" / "rows.parquet"
+    pq.write_table(pa.table({"x": [1, 2]}), file)
+    command = [sys.executable, "-c", READ, str(file), digest_of_file(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["x", "False"]

@@ -15,6 +15,7 @@ import pytest
 
 from airflow_mlops.call import Call, Outcome, Store
 from airflow_mlops.call.__main__ import main
+from airflow_mlops.call.code import snapshot
 from airflow_mlops.spec.window import parse_key
 from tests.call.made import call
 from tests.conftest import free_port
@@ -29,7 +30,7 @@ def runner(*arguments: object, **environment: str) -> subprocess.CompletedProces
 
 @pytest.fixture
 def asked(tmp_path: Path) -> Call:
-    pq.write_table(pa.table({"x": [1, 2, 3]}), tmp_path / "2013-01.parquet")
+    pq.write_table(pa.table({"x": [1, 2, 3], "y": [4, 5, 6]}), tmp_path / "2013-01.parquet")
     return call(
         store=str(tmp_path / "store"),
         params={"source": f"{tmp_path}/{{window}}.parquet", "grain": "month"},
@@ -58,6 +59,23 @@ def test_without_a_second_file_the_outcome_is_all_of_standard_output(tmp_path: P
     done = runner(written(tmp_path, asked))
     assert done.returncode == 0
     assert Outcome.model_validate(json.loads(done.stdout)).identity == asked.identity
+
+
+def test_what_the_stage_prints_goes_to_standard_error(tmp_path: Path, asked: Call) -> None:
+    store = Store(asked.store)
+    (tmp_path / "talker.py").write_text("def build(frame):\n    print('a word')\n    return frame\n")
+    data = Outcome.model_validate_json(runner(written(tmp_path, asked)).stdout).outputs["data"]
+    talking = call(
+        "prepare",
+        store=asked.store,
+        inputs={"data": data},
+        code=snapshot(["talker:build"], str(tmp_path), store),
+        params={"target": "x", "features": "talker:build", "split": {"by": "random", "test": 0.5}},
+    )
+    done = runner(written(tmp_path, talking))
+    assert done.returncode == 0, done.stderr
+    assert "a word" in done.stderr
+    assert Outcome.model_validate_json(done.stdout).stage == "prepare"
 
 
 def test_log_lines_go_to_standard_error(tmp_path: Path, asked: Call) -> None:

@@ -232,7 +232,7 @@ def test_a_gate_that_cannot_be_computed_is_an_error_not_a_no(world: World) -> No
     )
     failing(
         world,
-        "the task 'binary' has no metric 'rmse'; allowed: .*roc_auc",
+        "asks for 'rmse', which binary does not have; allowed: .*roc_auc",
         GateError,
         "c",
         evaluate={"metrics": "rmse"},
@@ -343,12 +343,24 @@ def test_limits_come_before_the_comparison_and_may_be_all_there_is() -> None:
 
 
 def test_a_metric_the_task_does_not_have_is_no_decision() -> None:
-    with pytest.raises(GateError, match="has no metric 'rmse'"):
+    with pytest.raises(GateError, match="asks for 'rmse', which was not evaluated"):
         verdict_of(scored(1000, 0.5), versus_champion={"metric": "rmse"})
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning")
 def test_a_metric_is_not_defined_on_a_target_that_does_not_vary() -> None:
     same = Scores(np.ones(10), np.ones(10))
     with pytest.raises(GateError, match="they have no spread"):
         evaluate("r2", Scores(np.array([1.0]), np.array([1.0])))
     assert evaluate("rmse", same) == 0
+
+
+def test_a_classifier_without_probabilities_is_measured_on_its_labels(world: World) -> None:
+    toy.months(world.folder)
+    train = {"estimator": "sklearn.svm.LinearSVC"}
+    outcomes = toy.run_plan(toy.declare(world.folder, train=train), "2024-01", "first", world.store, world.registry)
+    assert set(outcomes["evaluate"].metrics) == {"accuracy", "test_rows"}
+
+    asked = toy.declare(world.folder, train=train, evaluate={"metrics": ["roc_auc"]})
+    with pytest.raises(GateError, match=r"labels without probabilities.*allowed: .*accuracy"):
+        toy.run_plan(asked, "2024-01", "second", world.store, world.registry)

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from airflow_mlops.call import Store
 from airflow_mlops.registry.requests import Request, Requests
+from airflow_mlops.ui.plugin import pages
 from tests.ui.made import MLFLOW, REPORT, asked, decided, history, judged
 
 SCRIPT = "<script>alert('x')</script><img src=x onerror=alert(1)>&amp;\"'"
@@ -120,6 +122,15 @@ def test_the_links_lead_to_mlflow_and_to_airflow(store: Store, admin: Browser) -
     assert f'href="{MLFLOW}/#/models/toy/versions/1"' in page
     run = "/dags/toy.train/runs/manual__2024-01-01T00%3A00%3A00%2B00%3A00"
     assert f'<a href="{run}" target="_top">Airflow run</a>' in page
+
+
+def test_the_links_follow_a_base_url_with_a_path(store: Store, admin: Browser) -> None:
+    decided(store, "toy", "promotion", "1")
+    behind = FastAPI(root_path="/airflow")
+    behind.mount("/mlops", pages)
+    token = admin.client.headers["Authorization"]
+    page = TestClient(behind, headers={"Authorization": token}).get("/airflow/mlops/models/toy").text
+    assert 'href="/airflow/mlops/"' in page and 'href="/airflow/dags/toy.train/runs/manual__1"' in page
 
 
 def test_without_a_verdict_the_connection_tells_where_mlflow_is(
