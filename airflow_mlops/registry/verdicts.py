@@ -24,6 +24,22 @@ class Verdicts:
         body = {**verdict, "run": call.run, "window": key, "at": datetime.now(UTC).isoformat()}
         self.store.create_json(body, "verdicts", self.pipeline, key, f"{call.identity}.json")
 
+    def record_failure(self, call: Call, reason: str) -> None:
+        """Write down that a window could not be judged; a later verdict of the same run stands beside it."""
+        key = call.window.key if call.window else "all"
+        body = {
+            "status": "error",
+            "reasons": [reason],
+            "moved": [],
+            "columns": [],
+            "rows": 0,
+            "champion": None,
+            "run": call.run,
+            "window": key,
+            "at": datetime.now(UTC).isoformat(),
+        }
+        self.store.create_json(body, "verdicts", self.pipeline, key, f"{call.identity}.failed.json")
+
     def windows(self) -> list[str]:
         """The keys of the windows judged, sorted."""
         return self.store.names("verdicts", self.pipeline)

@@ -10,6 +10,7 @@ from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Outcome
+from airflow_mlops.errors import MlopsError
 from airflow_mlops.hooks.mlflow import MlflowHook, store_root
 from airflow_mlops.operators.assets import retrain_alias, retrain_asset
 from airflow_mlops.operators.base import StageTask, is_active_run, run_key
@@ -17,6 +18,7 @@ from airflow_mlops.operators.links import REPORT_URL, RUN_URL
 from airflow_mlops.operators.retry import MlopsRetryPolicy
 from airflow_mlops.registry.ledger import Ledger
 from airflow_mlops.registry.requests import Request, Requests, cooling_until
+from airflow_mlops.registry.verdicts import Verdicts
 from airflow_mlops.spec import stages
 from airflow_mlops.spec.window import Window, parse_key
 from airflow_mlops.triggers.window import WindowTrigger, arrived_window
@@ -142,7 +144,15 @@ class DataDriftSensor(StageTask, BaseSensorOperator):
         }
 
     def _judge(self, context: Context, window: Window) -> dict[str, Any]:
-        return self.finish(context, self.carry(context, self.make_call(context, window)))
+        call = self.make_call(context, window)
+        try:
+            return self.finish(context, self.carry(context, call))
+        except Exception as error:
+            # A window that cannot be judged fails its run once. Were it not written down, a continuous monitor would
+            # start on the same window again at once, for ever.
+            if not (isinstance(error, MlopsError) and error.retryable):
+                Verdicts(Store(call.store), call.pipeline).record_failure(call, str(error))
+            raise
 
     def finish(self, context: Context, outcome: Outcome) -> dict[str, Any]:
         """Ask for a retraining on drift, and ring again for requests that nobody has answered."""

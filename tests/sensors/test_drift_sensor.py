@@ -8,6 +8,7 @@ import time
 import pytest
 
 from airflow_mlops.errors import DataNotFoundError, ModelNotFoundError
+from airflow_mlops.registry.verdicts import Verdicts
 from tests import toy
 from tests.airflow_fixtures import Airflow
 
@@ -171,3 +172,21 @@ def test_a_key_that_is_no_window_fails_at_once(champion: Airflow) -> None:
     assert (run.state, run.tries) == ("failed", {"data_drift": 1})
     assert isinstance(run.error("data_drift"), DataNotFoundError)
     assert "a key such as 2013-03" in str(run.error("data_drift"))
+
+
+def test_a_window_that_cannot_be_judged_fails_once_and_is_not_met_again(champion: Airflow) -> None:
+    table = toy.rows("2024-02").drop_columns(["amount"])
+    toy.write(table, champion.folder / "data" / "2024-02.parquet")
+
+    broken = champion.test("monitor")
+    assert broken.state == "failed"
+    assert "'amount'" in str(broken.error("data_drift"))
+    assert champion.requests() == []
+
+    following = champion.test("monitor")
+    assert following.xcom["data_drift", "return_value"]["window"][2] == "2024-03"
+
+    toy.months(champion.folder, ("2024-02",))
+    assert champion.test("monitor", "2024-02").state == "success"
+    verdicts = Verdicts(champion.store, champion.name).of_window("2024-02")
+    assert [verdict["status"] for verdict in verdicts] == ["error", "ok"]
