@@ -44,6 +44,8 @@ def measure(table: Table, home: Path, rows: int, repeat: int, *, warm_up: bool, 
 def _report(table: Table, what: str, ours: list[Cost], bare: list[Cost], most: float | None) -> None:
     """Compare round by round, so that a machine that grows busier counts for both."""
     cost, peer = _middle(ours), _middle(bare)
+    rounds = (f"{each.cpu:.2f} / {base.cpu:.2f}" for each, base in zip(ours, bare, strict=True))
+    print(f"  rounds, ours / bare: {', '.join(rounds)}")
     over = median(each.cpu - base.cpu for each, base in zip(ours, bare, strict=True))
     table.difference(f"{what} / bare script", peer.cpu + over, peer.cpu, most)
     table.add(

@@ -41,7 +41,7 @@ def toy_declaration(name: str, **sections: object) -> dict[str, object]:
     }
 
 
-TOYS = ("loop", "burst", "failing", "killed")
+TOYS = ("loop", "burst", "failing", "killed", "shown")
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +63,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "10",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "2",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
     }
     with Services(home, dags, environment=environment) as services:
         services.start()

@@ -126,11 +126,14 @@ class Store:
 
         The same content is kept once; a file that is there already is left as it is.
         """
-        digest = digest_of_file(file)
+        ref = self.ref(kind, digest_of_file(file), Path(file).suffix)
+        self._publish(Path(file), ref.uri, replace=False)
+        return ref.model_copy(update={"rows": rows, "schema_id": schema_id})
+
+    def ref(self, kind: str, digest: str, suffix: str) -> ArtifactRef:
+        """Where this store keeps content of that digest: one artifact names another by digest, never by path."""
         name = digest.removeprefix("sha256:")
-        uri = self.uri("artifacts", kind, name[:2], name + Path(file).suffix)
-        self._publish(Path(file), uri, replace=False)
-        return ArtifactRef(uri=uri, digest=digest, kind=kind, rows=rows, schema_id=schema_id)
+        return ArtifactRef(uri=self.uri("artifacts", kind, name[:2], name + suffix), digest=digest, kind=kind)
 
     def put_json(self, value: Any, kind: str) -> ArtifactRef:
         """Keep plain JSON values under the name of their content."""

@@ -218,8 +218,7 @@ class _Demo:
         self._links()
 
     def _auc(self, entry: Entry) -> tuple[str, str]:
-        name = entry.decision.removeprefix("sha256:")
-        decision = self.store.read_json("artifacts", "decision", name[:2], f"{name}.json") or {}
+        decision = self.store.fetch_json(self.store.ref("decision", entry.decision, ".json"))
         compared = decision.get("comparison")
         if compared:
             return f"{compared['champion']:.4f}", f"{compared['challenger']:.4f}"

@@ -68,7 +68,7 @@ def run(call: Call, params: Evaluate, store: Store) -> Outcome:
             "rows": table.num_rows,
             "model": facts.model_digest,
             "champion": champion.version if champion else None,
-            "predictions": predictions.model_dump(),
+            "predictions": predictions.digest,
         },
         "evaluation",
     )

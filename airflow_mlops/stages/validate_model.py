@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from airflow_mlops.call.store import Store
-from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, Verdict
+from airflow_mlops.call.wire import Call, Outcome, Verdict
 from airflow_mlops.errors import GateError
 from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
 from airflow_mlops.registry.requests import Requests
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
     """Judge an evaluation; output ``decision``. A model that passes becomes the challenger; a rejection is recorded."""
     evaluation = store.fetch_json(call.input("evaluation"))
-    table = read_table(ArtifactRef.model_validate(evaluation["predictions"]), store)
+    table = read_table(store.ref("predictions", evaluation["predictions"], ".parquet"), store)
     verdict, comparison = judge(evaluation, table, params)
     version = version_of(call.inputs["version"]) if "version" in call.inputs else None
     decision = store.put_json(

@@ -31,7 +31,7 @@ WEAK = {"model_params": {"C": 1e-6}}
 def evaluation_of(outcomes: dict[str, Outcome], world: World) -> tuple[dict[str, Any], pa.Table]:
     store = Store(world.store)
     evaluation = store.fetch_json(outcomes["evaluate"].outputs["evaluation"])
-    return evaluation, read_table(ArtifactRef.model_validate(evaluation["predictions"]), store)
+    return evaluation, read_table(store.ref("predictions", evaluation["predictions"], ".parquet"), store)
 
 
 def ids(ref: ArtifactRef, world: World) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -197,12 +198,12 @@ def test_a_killed_worker_is_tried_again_and_nothing_is_done_twice(running: Servi
 
 def task_processes(running: Services, task_id: str) -> list[psutil.Process]:
     """The processes that run a task: a supervisor names it in its title, and its child does the work."""
-    scheduler = psutil.Process(running.pid("scheduler"))
-    return [
-        process
-        for process in scheduler.children(recursive=True)
-        if any(task_id in part for part in process.cmdline()) and "supervisor" not in process.name()
-    ]
+    found = []
+    for process in psutil.Process(running.pid("scheduler")).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any(task_id in part for part in process.cmdline()):
+                found.append(process)
+    return found
 
 
 def version_search(running: Services, name: str) -> str:

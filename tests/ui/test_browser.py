@@ -16,7 +16,7 @@ from airflow_mlops.call import Store
 from airflow_mlops.cli.services import Services
 from tests.ui.made import history
 
-MODEL, DAG = "flights", "flights.predict"
+MODEL, DAG = "shown", "shown.predict"
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 QUIETER = ("--disable-component-update", "--disable-sync")
 # The contrast of each text with what lies behind it, where it is less than WCAG's AA asks for.
