@@ -20,6 +20,23 @@ load_dags("toys/*.yaml", globals())
 '''
 
 
+SLOW = '''"""Trains, but takes a minute the first time it is asked, for whoever wants to kill it."""
+
+import time
+from pathlib import Path
+
+from sklearn.dummy import DummyClassifier
+
+
+def fit(rows, target, params):
+    marker = Path(params["marker"])
+    if not marker.exists():
+        marker.touch()
+        time.sleep(60)
+    return DummyClassifier().fit(rows, target)
+'''
+
+
 def toy_declaration(name: str, **sections: object) -> dict[str, object]:
     """A pipeline that trains in a second and is retried at once."""
     return {
@@ -54,9 +71,12 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         if file.stem not in ("2013-01", "2013-02"):
             file.unlink()
     (dags / "toys").mkdir()
+    (dags / "toys" / "slow.py").write_text(SLOW)
+    slow = {"train": {"function": "slow:fit", "params": {"marker": str(home / "asked")}}}
     for name in TOYS:
         (dags / name).mkdir()
-        (dags / "toys" / f"{name}.yaml").write_text(yaml.safe_dump(toy_declaration(name)))
+        sections = slow if name == "killed" else {}
+        (dags / "toys" / f"{name}.yaml").write_text(yaml.safe_dump(toy_declaration(name, **sections)))
     (dags / "toy_dags.py").write_text(LOADER)
     # A task whose worker was killed is noticed by its heartbeat; the default of five minutes is for real clusters.
     environment = {

@@ -183,8 +183,10 @@ def test_a_killed_worker_is_tried_again_and_nothing_is_done_twice(running: Servi
     request = wish(name, "2024-01")
     ring(running, name, request)
     run_id = until(running, lambda: next(iter(states(running, dag_id)), None))
-    until(running, lambda: running.tasks(dag_id, run_id).get("train") == "running")
-    for process in task_processes(running, "train"):
+    until(running, (running.home / "asked").exists)
+    killed = task_processes(running, dag_id, run_id, "train")
+    assert killed
+    for process in killed:
         process.send_signal(signal.SIGKILL)
     until(running, lambda: states(running, dag_id)[run_id] in ENDED, 240)
     assert states(running, dag_id)[run_id] == "success"
@@ -196,12 +198,13 @@ def test_a_killed_worker_is_tried_again_and_nothing_is_done_twice(running: Servi
     assert [version["version"] for version in versions["model_versions"]] == ["1"]
 
 
-def task_processes(running: Services, task_id: str) -> list[psutil.Process]:
-    """The processes that run a task: a supervisor names it in its title, and its child does the work."""
+def task_processes(running: Services, dag_id: str, run_id: str, task_id: str) -> list[psutil.Process]:
+    """The processes that do a task's work; Airflow titles them by the task instance's id."""
+    instance = running.airflow("GET", f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}")["id"]
     found = []
     for process in psutil.Process(running.pid("scheduler")).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if any(task_id in part for part in process.cmdline()):
+            if any(instance in part for part in process.cmdline()):
                 found.append(process)
     return found
 
