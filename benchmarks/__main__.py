@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -28,6 +30,8 @@ def main() -> int:
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     parts = options.parts or PARTS
     rows = options.rows or (QUICK_ROWS if options.quick else ROWS)
+    # As an exception it ends the servers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     table = Table()
     started = time.monotonic()
     print(f"{os.cpu_count()} CPUs, load {_load()}, {rows:,} rows", flush=True)
