@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator
@@ -239,9 +240,20 @@ def airflow(airflow_home: Path, world: World) -> Iterator[Airflow]:
         yield running
 
 
+@pytest.fixture
+def champion(promoted: Airflow) -> Airflow:
+    """Airflow where January was trained on and promoted, and no window was judged yet.
+
+    Tests share the champion and must leave it alone.
+    """
+    for kept in ("verdicts", "requests"):
+        shutil.rmtree(Path(promoted.world.store) / kept, ignore_errors=True)
+    return promoted
+
+
 @pytest.fixture(scope="module")
-def champion(airflow_home: Path, mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
-    """Airflow where January was trained on and promoted; tests that share it must leave the champion alone."""
+def promoted(airflow_home: Path, mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
+    """What `champion` hands out, made once."""
     folder = tmp_path_factory.mktemp("champion")
     name = f"toy-{uuid.uuid4().hex[:10]}"
     with airflow_of(World(folder, str(folder / "store"), toy.registry_ref(mlflow_server, name))) as running:
