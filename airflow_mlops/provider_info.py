@@ -33,7 +33,7 @@ def get_provider_info() -> dict[str, Any]:
                 "hook-name": "MLflow",
                 "connection-type": "mlflow",
                 "ui-field-behaviour": {
-                    "hidden-fields": ["schema", "extra"],
+                    "hidden-fields": ["port", "schema", "extra"],
                     "relabeling": {
                         "host": "Tracking server",
                         "login": "User name",

@@ -24,10 +24,12 @@ from airflow_mlops.sensors import DataDriftSensor
 NAME = "flights_team"
 DATA = {"source": "flights/data/{window}.parquet", "time": "scheduled_at", "grain": "month"}
 WINDOW = {"window": Param(None, type=["null", "string"], description="The month to train on, such as 2013-02.")}
-DEFAULTS = {"pipeline": NAME, "retries": 1, "retry_delay": timedelta(minutes=1)}
+DEFAULTS = {"pipeline": NAME, "retries": 1, "retry_delay": timedelta(minutes=1), "owner": "flights team"}
 
 with DAG(
     NAME,
+    description="A model of the team's own, built of single operators",
+    doc_md=__doc__,
     schedule=[retrain_asset(NAME)],
     catchup=False,
     max_active_runs=1,
@@ -72,6 +74,8 @@ with DAG(
 
 with DAG(
     f"{NAME}_drift",
+    description="Watches the team's model for drift",
+    doc_md=__doc__,
     schedule=None,
     catchup=False,
     max_active_runs=1,

@@ -100,7 +100,7 @@ def run_plan(
             window=window,
             inputs={name: outcomes[stage].outputs[output] for name, (stage, output) in node.inputs.items()},
             params=node.params.resolved(declaration.base).model_dump(mode="json", by_alias=True),
-            code=code,
+            code=code if node.params.callables() else None,
             store=root.root,
             registry=registry,
         )

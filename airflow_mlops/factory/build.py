@@ -5,12 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from airflow.sdk import (
-    DAG,
-    AssetOrTimeSchedule,
-    CronTriggerTimetable,
-    Param,
-)
+from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param
 
 from airflow_mlops.operators import stages as operators
 from airflow_mlops.operators.assets import model_asset, retrain_asset
@@ -36,6 +31,8 @@ _OPERATORS: dict[str, type[StageOperator]] = {
     )
 }
 _WINDOW_HELP = "The window's key, such as {example}. Empty: the one the run is about by itself."
+_START = "{{ ti.xcom_pull(task_ids='start') | tojson }}"
+"""What the start task found. A template draws no arrow from it to every task of the graph."""
 _EXAMPLES = {
     "hour": "2013-03-01T05",
     "day": "2013-03-01",
@@ -84,7 +81,8 @@ def _dag(pipeline: Pipeline, what: str, schedule: Any, doc: str) -> DAG:
 
 def _doc(pipeline: Pipeline, what: str) -> str:
     described = f"{pipeline.description}\n\n" if pipeline.description else ""
-    return f"## {what} of `{pipeline.name}`\n\n{described}```yaml\n{dump_pipeline(pipeline)}```\n"
+    declared = dump_pipeline(pipeline.model_copy(update={"description": ""}))
+    return f"## {what} of `{pipeline.name}`\n\n{described}```yaml\n{declared}```\n"
 
 
 def _cron(schedule: str) -> CronTriggerTimetable:
@@ -123,7 +121,12 @@ def _add_tasks(dag: DAG, pipeline: Pipeline, base: str, plan: tuple[Node, ...], 
             name: value.model_dump() if hasattr(value, "model_dump") else value for name, value in settings.items()
         }
         tasks[node.stage] = _OPERATORS[node.stage](
-            task_id=node.stage, dag=dag, start=start.output, **settings, **given, **_common(pipeline, base)
+            task_id=node.stage,
+            dag=dag,
+            start=_START if given else start.output,
+            **settings,
+            **given,
+            **_common(pipeline, base),
         )
         for earlier in node.after:
             tasks[earlier].set_downstream(tasks[node.stage])

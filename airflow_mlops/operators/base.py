@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -133,10 +134,11 @@ class StageTask:
     def make_call(self, context: Context, window: Window | None = None) -> Call:
         """The Call of this task in this run, with everything resolved but the secrets."""
         params = self.stage_params()
-        start = self.start if isinstance(self.start, Mapping) else {}
+        start = json.loads(self.start) if isinstance(self.start, str) else self.start or {}
         given = {name: getattr(self, name) for name in self.inputs if getattr(self, name) is not None}
         root = store_root(self.store)
-        code = start.get("code")
+        # Only a stage that runs the user's code depends on it: the others stay what they are when it changes.
+        code = start.get("code") if params.callables() else None
         if code is None and params.callables():
             code = snapshot(params.callables(), self.folder, Store(root))
         return Call(
@@ -221,8 +223,8 @@ class StageOperator(StageTask, BaseOperator):
 
     :param pipeline: the pipeline's name, which its model, experiment and assets go by. Default: the DAG's id.
         (templated)
-    :param start: the output of `StartRunOperator`: the run's window and code. Default: each is resolved here.
-        (templated)
+    :param start: the output of `StartRunOperator`, or a template that renders it as JSON: the run's window and code.
+        Default: each is resolved here. (templated)
     :param window: the window's key, such as ``2013-03``. Default: that of the inputs, or the run's. (templated)
     :param registry_conn_id: the connection of type ``mlflow``.
     :param store: the artifact store's root. Default: ``[airflow_mlops] store``.

@@ -1,4 +1,4 @@
-"""Retrain requests: wishes with a reason, claimed by exactly one run, given back when that run fails.
+"""Retrain requests: wishes with a reason, claimed by exactly one run, and free again when that run fails.
 
 The store is the truth and an asset event only the bell: a run looks here for what is pending, so an event that comes
 late, twice or not at all loses nothing and trains nothing twice.
@@ -18,9 +18,9 @@ from airflow_mlops.registry.ledger import Entry
 from airflow_mlops.registry.log import AppendLog
 from airflow_mlops.spec.window import Window
 
-State = Literal["requested", "claimed", "released", "done"]
+State = Literal["requested", "claimed", "done"]
 MAX_ATTEMPTS = 3
-"""A request given back this often rings no more by itself; a scheduled or manual run still takes it."""
+"""A request taken this often in vain rings no more by itself; a scheduled or manual run still takes it."""
 
 
 class Request(BaseModel):
@@ -126,12 +126,12 @@ class Requests:
         """The ids of the requests that a run has taken."""
         return [recorded.request.id for recorded in self.all() if recorded.run == run]
 
-    def settle(self, run: str, state: Literal["done", "released"], note: str) -> list[str]:
-        """Close the requests that a run has claimed, or give them back; return their ids."""
+    def settle(self, run: str, note: str) -> list[str]:
+        """Close the requests that a run has claimed; return their ids."""
         settled = []
         for recorded in self.all():
             if recorded.run == run and recorded.state == "claimed":
-                event = _event(state, run=run, note=note)
+                event = _event("done", run=run, note=note)
                 if self._log(recorded.request.id).append(recorded.entries + 1, event):
                     settled.append(recorded.request.id)
         return settled

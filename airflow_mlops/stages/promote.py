@@ -46,7 +46,7 @@ def run(call: Call, params: Promote, store: Store) -> Outcome:
         window=call.window.key if call.window else None,
     )
     registry.project()
-    requests.settle(call.run, "done", f"version {version} was promoted")
+    requests.settle(call.run, f"version {version} was promoted")
     run_id = registry.run_of(call)
     registry.api.log(run_id, tags={"mlops.promoted": f"{registry.ref.model} version {version}"})
     before = f", after {entry.champion_before}" if entry.champion_before else ""

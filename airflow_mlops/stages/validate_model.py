@@ -70,7 +70,7 @@ def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
             run=call.run,
             window=call.window.key if call.window else None,
         )
-        requests.settle(call.run, "done", f"{verdict.status}: {sentence}")
+        requests.settle(call.run, f"{verdict.status}: {sentence}")
     if version is not None:
         registry.api.tag_version(registry.ref.model, version, {"mlops.verdict": verdict.status})
         registry.api.describe_version(registry.ref.model, version, sentence)

@@ -31,7 +31,6 @@ _VERDICTS: Mapping[str, tuple[str, Tone]] = {
 _REQUESTS: Mapping[str, tuple[str, Tone]] = {
     "requested": ("retrain request: waiting", "busy"),
     "claimed": ("retrain request: in training", "busy"),
-    "released": ("retrain request: given back", "bad"),
     "done": ("retrain request: answered", "plain"),
 }
 _DECISIONS: Mapping[str, Tone] = {"promotion": "good", "rejection": "bad"}
@@ -248,7 +247,7 @@ class History:
 
 def _pending(recorded: Iterable[Recorded]) -> str:
     states = [each.state for each in recorded]
-    waiting, taken = sum(state in ("requested", "released") for state in states), states.count("claimed")
+    waiting, taken = states.count("requested"), states.count("claimed")
     counts = ((waiting, "waiting"), (taken, "in training"))
     return ", ".join(f"{count} {word}" for count, word in counts if count)
 

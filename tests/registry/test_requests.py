@@ -91,46 +91,45 @@ def test_the_claim_of_a_killed_worker_is_taken_over_once_its_run_is_over(request
 def test_a_cleared_task_of_a_finished_run_finds_its_own_claims(requests: Requests) -> None:
     requests.open(wish())
     requests.claim("a", always)
-    assert requests.settle("a", "done", "promoted") == [wish().id]
+    assert requests.settle("a", "promoted") == [wish().id]
     assert ids(requests.claim("a", always)) == [wish().id]
     assert requests.claim("b", never) == []
 
 
-def test_a_failed_run_gives_back_and_the_next_one_takes_it(requests: Requests) -> None:
+def test_a_run_that_failed_has_given_back_and_the_next_one_takes_it(requests: Requests) -> None:
     requests.open(wish())
     requests.claim("a", always)
     assert requests.unanswered(always) == []
-    requests.settle("a", "released", "training failed")
-    assert ids(requests.unanswered(always)) == [wish().id]
-    assert ids(requests.claim("b", always)) == [wish().id]
-    assert requests.settle("a", "done", "too late") == []
+    assert ids(requests.unanswered(never)) == [wish().id]
+    assert ids(requests.claim("b", never)) == [wish().id]
+    assert requests.claimed_by("a") == []
+    assert requests.settle("a", "too late") == []
 
 
 def test_a_request_of_a_run_that_ended_without_a_word_rings_again(requests: Requests) -> None:
     requests.open(wish())
     requests.claim("a", always)
     assert ids(requests.unanswered(never)) == [wish().id]
-    requests.settle("a", "done", "promoted")
+    requests.settle("a", "promoted")
     assert requests.unanswered(never) == []
 
 
 def test_settling_twice_settles_once(requests: Requests) -> None:
     requests.open(wish())
     requests.claim("a", always)
-    assert requests.settle("a", "done", "promoted") == [wish().id]
-    assert requests.settle("a", "done", "promoted") == []
+    assert requests.settle("a", "promoted") == [wish().id]
+    assert requests.settle("a", "promoted") == []
     recorded = requests.find(wish().id)
     assert recorded is not None and recorded.entries == 3
 
 
-def test_a_request_given_back_too_often_rings_no_more_and_can_still_be_taken(requests: Requests) -> None:
+def test_a_request_taken_in_vain_too_often_rings_no_more_and_can_still_be_taken(requests: Requests) -> None:
     requests.open(wish())
     for attempt in range(MAX_ATTEMPTS):
-        assert ids(requests.unanswered(always)) == [wish().id]
-        requests.claim(f"run{attempt}", always)
-        requests.settle(f"run{attempt}", "released", "training failed")
+        assert ids(requests.unanswered(never)) == [wish().id]
+        requests.claim(f"run{attempt}", never)
     assert requests.unanswered(never) == []
-    assert ids(requests.claim("by hand", always)) == [wish().id]
+    assert ids(requests.claim("by hand", never)) == [wish().id]
 
 
 def test_an_unknown_request_is_none(requests: Requests) -> None:

@@ -64,5 +64,5 @@ def history(store: Store, model: str, run: str | None = None, **verdict: Any) ->
     Requests(store, model).claim(taken, lambda run: True)
     reason = "roc_auc 0.7440 against 0.6770 of champion 1"
     decided(store, model, "promotion", "2", reason, window="2024-03", requests=(request.id,), **more)
-    Requests(store, model).settle(taken, "done", "version 2 was promoted")
+    Requests(store, model).settle(taken, "version 2 was promoted")
     return request

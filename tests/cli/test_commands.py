@@ -1,0 +1,193 @@
+"""The commands as a person or a CI job runs them: what they print where, how they exit, what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from airflow_mlops.spec import load_schema
+from tests import toy
+from tests.toy import World
+
+BROKEN = """
+def build(rows):
+    raise RuntimeError("the team is still at it")
+"""
+MENDED = """
+def build(rows):
+    return rows[["amount", "member"]]
+"""
+
+
+def command(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``airflow-mlops`` in a folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "airflow_mlops", *words],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        text=True,
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def declared(world: World, **sections: Any) -> str:
+    """Write the toy pipeline into the world's folder; the name of its file."""
+    toy.months(world.folder)
+    toy.declare(world.folder, world.registry.model, **sections)
+    return f"{world.registry.model}.yaml"
+
+
+def test_run_tells_each_stage_and_promotes_in_a_real_registry(world: World) -> None:
+    done = command("run", declared(world), "--registry", world.registry.uri, "--store", world.store, cwd=world.folder)
+
+    assert done.returncode == 0, done.stderr
+    told = [line.split()[:2] for line in done.stdout.splitlines() if line.startswith("  ")]
+    stages = ("extract", "validate_data", "prepare", "train", "register", "evaluate", "validate_model", "promote")
+    assert [stage for stage, *_ in told if stage in stages] == list(stages)
+    assert "window 2024-03" in done.stdout and "version 1" in done.stdout
+    assert toy.registry_of(world.store, world.registry).ledger.champion() == "1"
+
+
+def test_run_with_json_prints_one_object_and_nothing_else(world: World) -> None:
+    file = declared(world, validate_model={"min": {"roc_auc": 1.0}})
+
+    done = command("run", file, "--json", "--window", "2024-01", "--registry", world.registry.uri, cwd=world.folder)
+
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["status"], summary["window"], summary["error"]) == ("rejected", "2024-01", None)
+    assert list(summary["stages"])[-1] == "validate_model"
+    assert "roc_auc" in summary["stages"]["validate_model"]["verdict"]["reasons"][0]
+    assert (world.folder / ".airflow-mlops" / "store").is_dir()
+
+
+def test_run_without_a_server_keeps_everything_in_one_folder(tmp_path: Path) -> None:
+    toy.months(tmp_path, ("2024-01",))
+    toy.declare(tmp_path)
+
+    done = command("run", "toy.yaml", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / ".airflow-mlops" / "mlflow.db").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "toy.yaml", ".airflow-mlops"}
+
+
+def test_a_failed_run_ends_with_the_command_that_goes_on(world: World) -> None:
+    toy.package(world.folder, "team", BROKEN)
+    file = declared(world, prepare={"features": "team.features:build"})
+
+    failed = command("run", file, "--registry", world.registry.uri, "--store", world.store, cwd=world.folder)
+
+    assert failed.returncode == 1
+    assert "the team is still at it" in failed.stderr and "Traceback" not in failed.stderr
+    *_, resume = failed.stderr.strip().splitlines()
+    assert toy.registry_of(world.store, world.registry).ledger.entries() == []
+
+    toy.package(world.folder, "team", MENDED)
+    resumed = command(*shlex.split(resume)[1:], cwd=world.folder)
+
+    assert resumed.returncode == 0, resumed.stderr
+    status = dict(line.split()[:2] for line in resumed.stdout.splitlines() if line.startswith("  "))
+    assert (status["extract"], status["validate_data"], status["prepare"]) == ("reused", "reused", "ok")
+    assert toy.registry_of(world.store, world.registry).ledger.champion() == "1"
+
+
+def test_run_says_in_json_what_failed_and_how_to_go_on(tmp_path: Path) -> None:
+    toy.months(tmp_path, ("2024-01",))
+    toy.declare(tmp_path)
+
+    done = command("run", "toy.yaml", "--json", "--registry", "http://127.0.0.1:9", cwd=tmp_path)
+
+    assert done.returncode == 1
+    summary = json.loads(done.stdout)
+    assert summary["status"] == "failed"
+    assert summary["error"]["type"] == "RegistryUnreachableError"
+    assert "--registry http://127.0.0.1:9 --resume" in summary["error"]["resume"]
+
+
+def test_run_never_imports_airflow(tmp_path: Path) -> None:
+    toy.months(tmp_path, ("2024-01",))
+    toy.declare(tmp_path)
+    code = (
+        "import json, sys\nfrom airflow_mlops.cli.main import main\nassert main(sys.argv[1:]) == 0\n"
+        "print(json.dumps(sorted(name for name in sys.modules if name.split('.')[0] == 'airflow')))\n"
+    )
+    assert toy.finish(toy.start(code, "run", "toy.yaml", cwd=tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run", "nowhere.yaml"), "nowhere.yaml: cannot be read"),
+        (("run", "two.yaml"), "--pipeline one"),
+        (("run", "two.yaml", "--pipeline", "three"), "has no pipeline 'three'; allowed: one, two"),
+        (("run", "two.yaml", "--pipeline", "one", "--window", "soon"), "a key such as"),
+        (("run", "two.yaml", "--pipeline", "one"), "no window of"),
+        (("schema", "infer", "nowhere.parquet"), "nowhere.parquet"),
+    ],
+)
+def test_a_wrong_word_is_answered_in_one_sentence(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    one, two = (toy.declare(tmp_path, name) and (tmp_path / f"{name}.yaml").read_text() for name in ("one", "two"))
+    (tmp_path / "two.yaml").write_text(f"{one}---\n{two}")
+
+    done = command(*words, cwd=tmp_path)
+
+    assert done.returncode == 1
+    assert said in done.stderr and "Traceback" not in done.stderr
+    assert done.stdout == "" and not (tmp_path / ".airflow-mlops" / "store" / "ledger").exists()
+
+
+def test_lint_names_every_mistake_with_its_line(tmp_path: Path) -> None:
+    toy.declare(tmp_path, "good")
+    body = yaml.safe_load((tmp_path / "good.yaml").read_text())
+    body |= {"name": "bad", "train": {"estimator": "sklearn.nowhere.Model"}, "evaluate": {"metrics": ["rocauc"]}}
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(body, sort_keys=False))
+
+    fine = command("lint", "good.yaml", cwd=tmp_path)
+    wrong = command("lint", "good.yaml", "bad.yaml", cwd=tmp_path)
+
+    assert (fine.returncode, fine.stdout) == (0, "1 file: ok\n")
+    assert wrong.returncode == 1
+    *problems, last = wrong.stdout.splitlines()
+    assert last == f"2 files: {len(problems)} problems"
+    for problem in problems:
+        name, line, _ = problem.split(":", 2)
+        assert name == "bad.yaml" and int(line) > 1
+    assert any("sklearn.nowhere" in problem for problem in problems)
+
+
+def test_an_inferred_schema_fits_the_rows_it_was_inferred_from(tmp_path: Path) -> None:
+    toy.months(tmp_path, ("2024-01", "2024-02"))
+    toy.declare(tmp_path)
+
+    wrote = command("schema", "infer", "toy.yaml", "--out", "schema.yaml", cwd=tmp_path)
+
+    assert wrote.returncode == 0 and "review it" in wrote.stderr
+    printed = command("schema", "infer", "data/2024-02.parquet", cwd=tmp_path).stdout
+    assert (tmp_path / "schema.yaml").read_text() == printed
+    assert load_schema(str(tmp_path / "schema.yaml")).columns.keys() >= {"amount", "region", "y"}
+    toy.declare(tmp_path, data={"schema": "schema.yaml"})
+    assert command("lint", "toy.yaml", cwd=tmp_path).returncode == 0
+    assert command("run", "toy.yaml", "--window", "2024-02", cwd=tmp_path).returncode == 0
+
+
+def test_schema_prints_a_json_schema_that_editors_can_use(tmp_path: Path) -> None:
+    printed = json.loads(command("schema", cwd=tmp_path).stdout)
+    assert printed["title"] == "Pipeline" and "train" in printed["properties"]
+    pipeline = toy.declare(tmp_path).pipeline
+    assert pipeline.model_dump(mode="json", by_alias=True).keys() <= printed["properties"].keys()
+
+
+def test_no_command_prints_the_help_and_is_an_error(tmp_path: Path) -> None:
+    done = command(cwd=tmp_path)
+    assert done.returncode == 2 and "lint" in done.stdout and "demo" in done.stdout
