@@ -49,7 +49,7 @@ benchmark: $(STAMP) ## Measure start-up, parsing and whole runs
 	$(BIN)/python -m benchmarks $(ARGS)
 
 lock: $(UV) ## Compile requirements.lock anew from pyproject.toml (ARGS=--upgrade to move the pins)
-	$(UV) pip compile pyproject.toml --group dev --universal --generate-hashes --no-header --no-annotate \
+	$(UV) pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --no-header --no-annotate \
 		--python-version 3.11 --output-file requirements.lock --quiet $(ARGS)
 
 clean: ## Remove what these targets make

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
-NAMES = [re.split(r"[\[<>=!~ ]", requirement, maxsplit=1)[0] for requirement in PROJECT["dependencies"]]
+REQUIRED = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
+NAMES = [re.split(r"[\[<>=!~ ]", requirement, maxsplit=1)[0] for requirement in REQUIRED]
 MODULES = {
     "apache-airflow": "airflow.sdk",
     "apache-airflow-providers-google": "airflow.providers.google.cloud.hooks.gcs",

@@ -21,6 +21,9 @@ HEAVY = (
     "google.cloud",
     "skops",
     "scipy",
+    "optuna",
+    "pandera",
+    "adbc_driver_manager",
     "airflow_mlops.stages",
 )
 

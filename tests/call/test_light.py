@@ -13,7 +13,7 @@ import pytest
 from airflow_mlops.call.store import digest_of_file
 
 HEAVY = {"airflow", "duckdb", "evidently", "google", "matplotlib", "mlflow", "numpy", "pandas", "pyarrow", "scipy"}
-HEAVY |= {"skops", "sklearn"}
+HEAVY |= {"adbc_driver_manager", "optuna", "pandera", "skops", "sklearn"}
 
 # An interpreter that starts with the namespace `google` has it from a .pth file, not from us.
 IMPORT = """
