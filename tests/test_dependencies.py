@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
-REQUIRED = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
+REQUIRED = [*PROJECT["dependencies"], *(each for extra in PROJECT["optional-dependencies"].values() for each in extra)]
 NAMES = [re.split(r"[\[<>=!~ ]", requirement, maxsplit=1)[0] for requirement in REQUIRED]
 MODULES = {
     "apache-airflow": "airflow.sdk",
