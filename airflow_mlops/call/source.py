@@ -1,26 +1,69 @@
-"""Where a source's windows lie: file names only, so that a trigger or a first task can look without reading data."""
+"""Where a source's windows lie, and what they hold by content: no row is read, so triggers and first tasks can look."""
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Sequence
 from contextlib import suppress
+from urllib.parse import unquote
 
+import fsspec
 from fsspec.core import url_to_fs
 
 from airflow_mlops.call.store import reaching
+from airflow_mlops.call.wire import digest_of
 from airflow_mlops.errors import DataNotFoundError
 from airflow_mlops.spec.window import Grain, Window, key_pattern, parse_key
 
+_DATA_FILE = re.compile(r"\.(parquet|pq|csv|tsv)(\.gz)?$", re.IGNORECASE)
+_BLOCK = 1 << 20
+
 
 def files_of(source: str, window: Window | None) -> list[str]:
-    """The files of a window that are there, as URIs, sorted; ``*`` in the source matches within a folder."""
-    uri = source.replace("{window}", window.key) if window else source
+    """The files of a window that are there, as URIs, sorted.
+
+    ``*`` in the source matches within a folder. Of a folder these are the Parquet and CSV files at any depth; what
+    starts with ``_`` or ``.`` is left out, as every tool that reads partitioned data does.
+    """
+    uri = _in_window(source, window)
     with reaching(uri):
         fs, path = url_to_fs(uri)
         fs.invalidate_cache()
-        if "*" in path:
-            return [fs.unstrip_protocol(found) for found in sorted(fs.glob(path))]
-        return [fs.unstrip_protocol(path)] if fs.exists(path) else []
+        found = sorted(fs.glob(path)) if "*" in path else [path] if fs.exists(path) else []
+        files = [file for each in found for file in (_inside(fs, each) if fs.isdir(each) else [each])]
+        return [fs.unstrip_protocol(file) for file in files]
+
+
+def _in_window(source: str, window: Window | None) -> str:
+    return source.replace("{window}", window.key) if window else source
+
+
+def _inside(fs: fsspec.AbstractFileSystem, folder: str) -> list[str]:
+    root = folder.rstrip("/") + "/"
+    return [
+        file
+        for file in sorted(fs.find(folder))
+        if _DATA_FILE.search(file) and not any(part[:1] in ("_", ".") for part in file.removeprefix(root).split("/"))
+    ]
+
+
+def partitions_of(source: str, file: str) -> dict[str, str]:
+    """The columns that a file of a folder has by its place: ``{"month": "2013-01"}`` for ``month=2013-01/a.parquet``.
+
+    Only a source that is a folder gives columns, and only by what lies below its fixed part.
+    """
+    if "*" in source or _DATA_FILE.search(source):
+        return {}
+    fixed, placeholder, _ = source.partition("{window}")
+    with reaching(source):
+        _, root = url_to_fs(fixed.rpartition("/")[0] if placeholder else source)
+        _, path = url_to_fs(file)
+    below = root.rstrip("/") + "/"
+    if not path.startswith(below):
+        return {}
+    parts = (folder.partition("=") for folder in path.removeprefix(below).split("/")[:-1])
+    return {name: unquote(value) for name, sign, value in parts if name and sign}
 
 
 def windows_of(source: str, grain: Grain) -> list[Window]:
@@ -28,12 +71,42 @@ def windows_of(source: str, grain: Grain) -> list[Window]:
     with reaching(source):
         fs, path = url_to_fs(source)
         fs.invalidate_cache()
+        path = path.rstrip("/")
         pattern = re.escape(path).replace(r"\{window\}", f"(?P<key>{key_pattern(grain)})", 1)
         pattern = pattern.replace(r"\{window\}", "(?P=key)").replace(r"\*", "[^/]*")
-        found = (re.fullmatch(pattern, name) for name in fs.glob(path.replace("{window}", "*")))
+        found = (re.fullmatch(pattern, name.rstrip("/")) for name in fs.glob(path.replace("{window}", "*")))
         keys = {match["key"] for match in found if match}
     windows = []
     for key in keys:
         with suppress(DataNotFoundError):  # a name such as 2013-13, which only looks like a month
             windows.append(parse_key(grain, key))
     return sorted(windows)
+
+
+def fingerprint(source: str, windows: Sequence[Window]) -> str:
+    """The digest of what the files of these windows hold (of all files, where the source has no ``{window}``).
+
+    Equal content gives an equal digest under any path, and a changed file another one.
+    """
+    each = windows if "{window}" in source else (None,)
+    return files_fingerprint(source, [file for window in each for file in files_of(source, window)])
+
+
+def files_fingerprint(source: str, files: Sequence[str]) -> str:
+    """The digest of what these files of a source hold, in their order."""
+    return digest_of([[_content(file), partitions_of(source, file)] for file in files])
+
+
+def _content(uri: str) -> str:
+    """A file's content in short: what the object store knows of it, or else its digest."""
+    with reaching(uri):
+        fs, path = url_to_fs(uri)
+        info = fs.info(path)
+        for known in ("md5Hash", "ETag", "etag"):
+            if info.get(known):
+                return f"{known}:{info[known]}"
+        digest = hashlib.sha256()
+        with fs.open(path, "rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+        return "sha256:" + digest.hexdigest()

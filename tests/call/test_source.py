@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from airflow_mlops.call.source import files_of, windows_of
+from airflow_mlops.call.source import files_of, fingerprint, partitions_of, windows_of
 from airflow_mlops.errors import StoreUnreachableError
 from airflow_mlops.spec import Window
 from airflow_mlops.spec.window import Grain, parse_key, window_at
@@ -123,3 +123,46 @@ def test_a_server_that_does_not_answer_is_worth_a_retry() -> None:
         windows_of(source, "month")
     with pytest.raises(StoreUnreachableError):
         files_of(source, month("2013-01"))
+
+
+def test_a_folder_has_the_data_files_in_it(root: str) -> None:
+    put(root, "f/month=2013-01/a.parquet", "f/month=2013-01/deep/b.csv.gz", "f/month=2013-02/a.parquet")
+    put(root, "f/_delta_log/x.parquet", "f/month=2013-01/.hidden.parquet", "f/month=2013-01/_SUCCESS", "f/README.md")
+    january = ["month=2013-01/a.parquet", "month=2013-01/deep/b.csv.gz"]
+    for source in (root + "/f", root + "/f/"):
+        assert names(root + "/f", files_of(source, None)) == [*january, "month=2013-02/a.parquet"]
+    assert names(root + "/f", files_of(root + "/f/month={window}/", month("2013-01"))) == january
+    assert files_of(root + "/f/month={window}/", month("2013-03")) == []
+    assert [each.key for each in windows_of(root + "/f/month={window}/", "month")] == ["2013-01", "2013-02"]
+
+
+def test_a_folder_gives_columns_by_its_place(root: str) -> None:
+    put(root, "k=0/f/month=2013-01/shop=a%20b/x.parquet", "k=0/f/none/x.parquet", "k=0/f/month=2013-01/rows.txt")
+    folder = f"{root}/k=0/f"
+    first, second = files_of(folder, None)
+    for source in (folder, folder + "/", folder + "/month={window}", folder + "/month={window}/"):
+        assert partitions_of(source, first) == {"month": "2013-01", "shop": "a b"}
+    assert partitions_of(folder, second) == {}
+    # A file that is named itself, or matched, stays as it is.
+    for source in ("/month={window}/shop=a%20b/x.parquet", "/month={window}/*/*", "/month=2013-01/rows.txt"):
+        assert all(partitions_of(folder + source, file) == {} for file in files_of(folder + source, month("2013-01")))
+
+
+def test_a_fingerprint_is_of_content_and_not_of_places(root: str) -> None:
+    january, february = month("2013-01"), month("2013-02")
+    for name, data in (("a/2013-01.csv", b"1"), ("a/2013-02.csv", b"2"), ("b/2013-02.csv", b"1")):
+        with fsspec.open(f"{root}/{name}", "wb", auto_mkdir=True) as file:
+            file.write(data)
+    source = root + "/a/{window}.csv"
+    one = fingerprint(source, [january])
+    assert one == fingerprint(root + "/b/{window}.csv", [february]) == fingerprint(root + "/a/2013-01.csv", [])
+    assert len({one, fingerprint(source, [february]), fingerprint(source, [january, february])}) == 3
+    # The time and the size stay what they were.
+    with fsspec.open(root + "/a/2013-01.csv", "wb") as file:
+        file.write(b"3")
+    assert fingerprint(source, [january]) != one
+
+
+def test_a_fingerprint_knows_partitions(root: str) -> None:
+    put(root, "f/month=2013-01/x.parquet", "g/month=2013-02/x.parquet", "h/month=2013-01/y.parquet")
+    assert fingerprint(root + "/f", []) == fingerprint(root + "/h", []) != fingerprint(root + "/g", [])
