@@ -5,13 +5,15 @@
     ├── CodeError                   the user's code does not import, breaks its contract, or raised
     ├── DataError                   the data cannot be used
     │   ├── DataNotFoundError       no data where the declaration says, or an empty window
-    │   └── SchemaError             a column is gone, of another type, or breaks a hard rule
+    │   ├── SchemaError             a column is gone, of another type, or breaks a hard rule
+    │   └── SourceUnreachableError  (worth a retry)
     ├── GateError                   a gate could not be computed (a *failed* gate is a verdict, not an error)
     ├── RegistryError               the model registry refused
     │   ├── ModelNotFoundError      no such model, version or champion
     │   ├── PromotionConflictError  the champion moved after the gate had judged
     │   └── RegistryUnreachableError   (worth a retry)
     ├── StoreError                  an artifact is missing or is not what its digest says
+    │   ├── StoreFullError          no room for what is written
     │   └── StoreUnreachableError   (worth a retry)
     └── BackendError                a job could not be carried
         ├── JobCancelledError
@@ -91,6 +93,12 @@ class SchemaError(DataError):
     """A column is gone, of another type, or breaks a hard rule of the schema."""
 
 
+class SourceUnreachableError(DataError):
+    """The database does not answer, or the connection broke while rows were read."""
+
+    retryable = True
+
+
 class GateError(MlopsError):
     """A gate could not be computed. A failed gate is a verdict, not an error."""
 
@@ -115,6 +123,10 @@ class RegistryUnreachableError(RegistryError):
 
 class StoreError(MlopsError):
     """An artifact is missing or is not what its digest says."""
+
+
+class StoreFullError(StoreError):
+    """No room for what is written. A retry would read everything again and meet the same full disk."""
 
 
 class StoreUnreachableError(StoreError):

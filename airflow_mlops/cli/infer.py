@@ -22,7 +22,7 @@ def infer(source: str, window: str | None) -> str:
     else:
         params = Extract(source=source)
     chosen = parse_key(params.grain, window) if window else None
-    if chosen is None and "{window}" in params.source:
+    if chosen is None and isinstance(params.source, str) and "{window}" in params.source:
         there = windows_of(params.source, params.grain)
         if not there:
             raise DataNotFoundError(f"no window of {params.source} is there", fix="correct data.source")

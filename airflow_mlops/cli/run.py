@@ -20,8 +20,9 @@ from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, Outcome, RegistryRef
 from airflow_mlops.errors import DataNotFoundError, DeclarationError, MlopsError
 from airflow_mlops.spec import Declaration, load_declarations, train_plan
+from airflow_mlops.spec.source import SqlSource
 from airflow_mlops.spec.stages import resolve
-from airflow_mlops.spec.window import Window, parse_key
+from airflow_mlops.spec.window import Window, parse_key, window_before
 from airflow_mlops.spec.wiring import problems_of
 
 Progress = Callable[[str, str, float, Outcome | None], None]
@@ -124,13 +125,19 @@ def run_plan(
 
 
 def choose_window(declaration: Declaration, key: str | None) -> Window | None:
-    """The window asked for, or the newest whose data is there; None where the source comes as one whole."""
+    """The window asked for, or the newest whose data is there; None where the source comes as one whole.
+
+    A database is not asked what it has: there it is the newest window that has settled.
+    """
     pipeline = declaration.pipeline
     if key:
         return parse_key(pipeline.grain, key)
-    if "{window}" not in pipeline.data.source:
+    data = pipeline.data
+    if isinstance(data.source, SqlSource):
+        return window_before(pipeline.grain, datetime.now(UTC) - data.settle) if data.windowed else None
+    if "{window}" not in data.source:
         return None
-    source = resolve(declaration.base, pipeline.data.source)
+    source = resolve(declaration.base, data.source)
     there = windows_of(source, pipeline.grain)
     if not there:
         raise DataNotFoundError(f"no window of {source} is there", fix="correct data.source, or put the files there")

@@ -15,11 +15,12 @@ from airflow_mlops.call.code import snapshot
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
 from airflow_mlops.errors import DeclarationError
+from airflow_mlops.hooks.database import connection_environment
 from airflow_mlops.hooks.mlflow import MlflowHook, store_root
 from airflow_mlops.operators.links import REPORT_URL, RUN_URL, MlflowReportLink, MlflowRunLink
 from airflow_mlops.operators.retry import MlopsRetryPolicy
 from airflow_mlops.operators.window import window_from, window_of_run
-from airflow_mlops.spec.stages import StageParams
+from airflow_mlops.spec.stages import Extract, Monitor, StageParams
 from airflow_mlops.spec.window import Grain, Window
 from airflow_mlops.triggers.job import JobTrigger
 
@@ -168,15 +169,16 @@ class StageTask:
                 return window_from(value["window"], grain)
         if given:
             return None
-        return window_of_run(context, grain, getattr(params, "source", None))
+        if not isinstance(params, (Extract, Monitor)):
+            return window_of_run(context, grain, None)
+        return window_of_run(context, grain, params.source, time=params.time, settle=params.settle)
 
     def carry(self, context: Context, call: Call) -> Outcome:
         """Let the backend run the Call; the task is deferred while a remote one does."""
         backend = backend_of(self.backend, self.backend_options)
         handle = backend.find(call)
         if handle is None:
-            secrets = MlflowHook(self.registry_conn_id).environment() if call.registry else {}
-            handle = backend.submit(call, secrets)
+            handle = backend.submit(call, self._secrets(call))
         else:
             self.log.info("%s: the job %s of an earlier try is found again", call.where, handle.job)
         self._handle: Handle | None = handle
@@ -189,6 +191,11 @@ class StageTask:
             )
             self.defer(trigger=trigger, method_name="resume")
         return self._collect(handle)
+
+    def _secrets(self, call: Call) -> dict[str, str]:
+        secrets = MlflowHook(self.registry_conn_id).environment() if call.registry else {}
+        source = call.params.get("source")
+        return {**secrets, **connection_environment(source["connection"])} if isinstance(source, Mapping) else secrets
 
     def _collect(self, handle: Handle) -> Outcome:
         backend = backend_of(self.backend, self.backend_options)

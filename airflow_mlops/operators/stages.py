@@ -6,6 +6,7 @@ What an argument means is said once, in `airflow_mlops.spec.stages`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.operators.assets import model_asset, predictions_asset
@@ -21,12 +22,21 @@ if TYPE_CHECKING:
 class ExtractDataOperator(StageOperator):
     """Read windows of the source into one immutable Parquet snapshot.
 
-    :param source: a Parquet or CSV file, as a path relative to the DAG file or any fsspec URI; ``{window}`` stands for
-        each window's key. (templated)
+    A window of a database is read once: the rows that were there after it had settled are what every later run gets. A
+    retry or cleared task of the same run always gets the same rows of a database.
+
+    :param source: a Parquet or CSV file or a folder of them, as a path relative to the DAG file or any fsspec URI;
+        ``{window}`` stands for each window's key. Or a database: ``{"connection": CONN_ID, "query": "SELECT ..."}`` or
+        ``{"connection": CONN_ID, "table": "schema.table"}``, the id of an Airflow connection of type ``postgres`` or
+        ``sqlite``; ``:start`` and ``:end`` in the query are the window, as bound parameters. (templated)
     :param format: ``parquet`` or ``csv``. Default: from the file's suffix.
-    :param time: the column that says when a row happened; rows outside the windows are left out.
-    :param grain: the calendar piece that ``{window}`` steps by: hour, day, week, month, quarter, year.
+    :param time: the column that says when a row happened; rows outside the windows are left out (by a database itself).
+        Times without a zone, and dates, are taken as UTC.
+    :param grain: the calendar piece that windows step by: hour, day, week, month, quarter, year.
     :param last: how many windows to read, the run's own being the newest.
+    :param settle: how long after its end a window of a database may still receive late rows.
+    :param snapshots: ``reuse`` takes a window of a database as it was first read after it had settled, ``refresh``
+        reads it anew in every run.
     """
 
     stage = stages.Extract
@@ -35,14 +45,24 @@ class ExtractDataOperator(StageOperator):
     def __init__(
         self,
         *,
-        source: str,
+        source: str | Mapping[str, Any],
         format: Literal["parquet", "csv"] | None = None,
         time: str | None = None,
         grain: str = "day",
         last: int = 1,
+        settle: timedelta | str = timedelta(0),
+        snapshots: Literal["reuse", "refresh"] = "reuse",
         **kwargs: Any,
     ) -> None:
-        settings = {"source": source, "format": format, "time": time, "grain": grain, "last": last}
+        settings = {
+            "source": source,
+            "format": format,
+            "time": time,
+            "grain": grain,
+            "last": last,
+            "settle": settle,
+            "snapshots": snapshots,
+        }
         super().__init__(settings=settings, **kwargs)
 
 

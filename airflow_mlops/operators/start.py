@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
@@ -15,6 +16,8 @@ from airflow_mlops.operators.base import is_active_run, run_key
 from airflow_mlops.operators.retry import MlopsRetryPolicy
 from airflow_mlops.operators.window import window_of_run
 from airflow_mlops.registry.requests import Request, Requests
+from airflow_mlops.spec.base import parse_duration
+from airflow_mlops.spec.source import source_from
 from airflow_mlops.spec.stages import resolve
 from airflow_mlops.spec.window import Grain, Window
 
@@ -29,7 +32,10 @@ class StartRunOperator(BaseOperator):
     request that is pending is claimed; a run that an event started and that finds none left is surplus, and is skipped.
 
     :param pipeline: the pipeline's name. Default: the DAG's id.
-    :param source: where the rows come from, for the newest window of a run by hand.
+    :param source: where the rows come from, as in `ExtractDataOperator`, for the newest window of a run by hand.
+        (templated)
+    :param time: the time column, with which a database comes in windows.
+    :param settle: how long after its end a window of a database may still receive late rows.
     :param grain: the calendar piece that the windows step by.
     :param callables: the user's functions, whose packages are kept as the run's code.
     :param upstream_models: pipelines whose promotions ask for a retraining.
@@ -45,7 +51,9 @@ class StartRunOperator(BaseOperator):
         self,
         *,
         pipeline: str | None = None,
-        source: str | None = None,
+        source: str | Mapping[str, Any] | None = None,
+        time: str | None = None,
+        settle: timedelta | str = timedelta(0),
         grain: Grain = "day",
         callables: Sequence[str] = (),
         upstream_models: Sequence[str] = (),
@@ -57,6 +65,7 @@ class StartRunOperator(BaseOperator):
         kwargs.setdefault("retry_policy", MlopsRetryPolicy())
         super().__init__(**kwargs)
         self.pipeline, self.source, self.grain = pipeline, source, grain
+        self.time, self.settle = time, settle
         self.callables, self.upstream_models = list(callables), list(upstream_models)
         self.answers_requests, self.store, self.base = answers_requests, store, base
 
@@ -72,8 +81,11 @@ class StartRunOperator(BaseOperator):
         if asked and not explicit:
             window: Window | None = max(asked, key=lambda each: each.start)
         else:
-            source = resolve(base, self.source) if self.source else None
-            window = window_of_run(context, self.grain, source)
+            source = source_from(self.source) if self.source else None
+            if isinstance(source, str):
+                source = resolve(base, source)
+            settle = parse_duration(self.settle)
+            window = window_of_run(context, self.grain, source, time=self.time, settle=settle)
         code = snapshot(self.callables, base, store)
         self.log.info(
             "window: %s, code: %s", window.key if window else "all rows", code.digest if code else "installed"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow_mlops.call.source import windows_of
 from airflow_mlops.errors import DataNotFoundError
+from airflow_mlops.spec.source import SqlSource, is_windowed
 from airflow_mlops.spec.window import Grain, Window, parse_key, window_before
 
 
@@ -22,15 +23,22 @@ def window_from(value: Any, grain: Grain) -> Window | None:
     return Window(moments[0], moments[1], key)
 
 
-def window_of_run(context: Mapping[str, Any], grain: Grain, source: str | None) -> Window | None:
+def window_of_run(
+    context: Mapping[str, Any],
+    grain: Grain,
+    source: str | SqlSource | None,
+    *,
+    time: str | None = None,
+    settle: timedelta = timedelta(0),
+) -> Window | None:
     """The window of a run.
 
     - A person's choice comes first: the DAG param or conf key ``window``.
     - A partitioned run has its partition's key.
     - A scheduled or backfilled run has the newest window that was complete at its data interval's end. A cron schedule
       gives an interval of no width in Airflow 3, whose end is the tick itself, so the rule holds for both.
-    - Any other run (by hand, by an asset) has the newest window whose data is there; None where the source comes as
-      one whole.
+    - Any other run (by hand, by an asset) has the newest window whose data is there: of a database the newest one that
+      had settled when the run came up; None where the source comes as one whole.
     """
     run = context["dag_run"]
     chosen = (context.get("params") or {}).get("window") or (run.conf or {}).get("window")
@@ -40,7 +48,9 @@ def window_of_run(context: Mapping[str, Any], grain: Grain, source: str | None) 
         return parse_key(grain, str(run.partition_key))
     if run.run_type in ("scheduled", "backfill"):
         return window_before(grain, run.data_interval_end or run.logical_date or run.run_after)
-    if source is None or "{window}" not in source:
+    if isinstance(source, SqlSource) and is_windowed(source, time):
+        return window_before(grain, (run.run_after or datetime.now(UTC)) - settle)
+    if not isinstance(source, str) or "{window}" not in source:
         return None
     there = windows_of(source, grain)
     if not there:

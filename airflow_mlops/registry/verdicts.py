@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow_mlops.call.source import files_of
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call
 from airflow_mlops.registry.ledger import Ledger
+from airflow_mlops.spec.source import SqlSource
 from airflow_mlops.spec.window import Grain, Window, parse_key, shift
 
 
@@ -72,12 +73,15 @@ def next_window(verdicts: Verdicts, ledger: Ledger, grain: Grain, run: str) -> W
     return shift(grain, newest, 1)
 
 
-def has_arrived(source: str, window: Window) -> bool:
+def has_arrived(source: str | SqlSource, window: Window, settle: timedelta = timedelta(0)) -> bool:
     """Whether a window's data is there.
 
     A source with ``{window}`` has arrived when its files are there; they must appear whole, by a rename or an upload.
-    Of any other source the window must also be over.
+    Of any other source, and of a database, the window must be over and have settled; a database is not asked.
     """
-    if "{window}" not in source and datetime.now(UTC) < window.end:
+    over = datetime.now(UTC) >= window.end + settle
+    if isinstance(source, SqlSource):
+        return over
+    if "{window}" not in source and not over:
         return False
     return bool(files_of(source, window))

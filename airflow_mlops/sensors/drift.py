@@ -41,6 +41,9 @@ class DataDriftSensor(StageTask, BaseSensorOperator):
     :param time: the time column, as in `ExtractDataOperator`.
     :param grain: the calendar piece that ``{window}`` steps by.
     :param last: how many windows are judged together.
+    :param settle: how long after its end a window of a database, or of one file with ``time``, may still receive late
+        rows: it is judged when that is over.
+    :param snapshots: ``reuse`` or ``refresh``, as in `ExtractDataOperator`.
     :param data_drift: when a window counts as drifted: ``{"false_alarm_rate": 0.01, "min_effect": 0.1, ...}``.
     :param request_retraining: whether drift asks for a retraining, or is only recorded.
     :param cooldown: how long after a promotion or rejection drift asks for nothing.
@@ -61,11 +64,13 @@ class DataDriftSensor(StageTask, BaseSensorOperator):
     def __init__(
         self,
         *,
-        source: str,
+        source: str | Mapping[str, Any],
         format: Literal["parquet", "csv"] | None = None,
         time: str | None = None,
         grain: str = "day",
         last: int = 1,
+        settle: timedelta | str = timedelta(0),
+        snapshots: Literal["reuse", "refresh"] = "reuse",
         data_drift: Mapping[str, Any] | None = None,
         request_retraining: bool = True,
         cooldown: timedelta = timedelta(0),
@@ -93,6 +98,8 @@ class DataDriftSensor(StageTask, BaseSensorOperator):
             "time": time,
             "grain": grain,
             "last": last,
+            "settle": settle,
+            "snapshots": snapshots,
             "data_drift": dict(data_drift or {}),
         }
         self.configure(
@@ -137,7 +144,7 @@ class DataDriftSensor(StageTask, BaseSensorOperator):
         return {
             "store": store_root(self.store),
             "pipeline": self.pipeline_name,
-            "source": params.source,
+            **params.model_dump(mode="json", include={"source", "settle"}),
             "grain": params.grain,
             "run": run_key(context),
             "window": chosen or None,

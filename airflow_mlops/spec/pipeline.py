@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from airflow_mlops.spec.base import Callable, Duration, Estimator, Names, Section
 from airflow_mlops.spec.metrics import Task
+from airflow_mlops.spec.source import Snapshots, Source, is_windowed
 from airflow_mlops.spec.window import Grain, grain_of
 
 API_VERSION = "airflow-mlops/v1"
@@ -25,13 +26,20 @@ class Windows(Section):
 class Data(Section):
     """Where the rows come from and what their columns mean."""
 
-    source: str = Field(min_length=1, examples=["data/{window}.parquet"])
-    """A Parquet or CSV file, as a path relative to the declaration or any fsspec URI. ``{window}`` stands for the
-    window's key; ``*`` matches within a folder."""
+    source: Source
+    """A Parquet or CSV file or a folder of them, as a path relative to the declaration or any fsspec URI. ``{window}``
+    stands for the window's key; ``*`` matches within a folder; ``month=2013-01`` below a folder is a column.
+    Or ``{connection: ..., query: ...}``: a SQL database."""
     target: str
     """The column to predict."""
     time: str | None = None
-    """The column that says when a row happened; rows outside the window are left out."""
+    """The column that says when a row happened; rows outside the window are left out. Times without a zone, and
+    dates, are taken as UTC."""
+    settle: Duration = timedelta(0)
+    """How long after its end a window of a database, or of one file with ``time``, may still receive late rows."""
+    snapshots: Snapshots = "reuse"
+    """``reuse`` reads a window of a database once: what was read after it had settled is what later runs get.
+    ``refresh`` lets each run read it anew. Files are read again whenever their content has changed."""
     key: Names = ()
     """Columns that identify a row; they are never features."""
     drop: Names = ()
@@ -46,7 +54,7 @@ class Data(Section):
     @property
     def windowed(self) -> bool:
         """Whether the data comes in windows at all."""
-        return "{window}" in self.source or self.time is not None
+        return is_windowed(self.source, self.time)
 
 
 class Split(Section):

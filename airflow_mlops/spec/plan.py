@@ -36,7 +36,15 @@ def excluded_columns(pipeline: Pipeline) -> tuple[str, ...]:
 
 def _extract(pipeline: Pipeline, last: int) -> stages.Extract:
     data = pipeline.data
-    return stages.Extract(source=data.source, format=data.format, time=data.time, grain=pipeline.grain, last=last)
+    return stages.Extract(
+        source=data.source,
+        format=data.format,
+        time=data.time,
+        grain=pipeline.grain,
+        last=last,
+        settle=data.settle,
+        snapshots=data.snapshots,
+    )
 
 
 def _validate_data(pipeline: Pipeline) -> stages.ValidateData:

@@ -6,14 +6,16 @@ A class here is the one place where a stage's parameters are named, typed and do
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from airflow_mlops.spec.base import Callable, Estimator, Names, Section
+from airflow_mlops.spec.base import Callable, Duration, Estimator, Names, Section
 from airflow_mlops.spec.data_schema import DataSchema, load_schema
 from airflow_mlops.spec.metrics import Task
 from airflow_mlops.spec.pipeline import DataDrift, Split, VersusChampion
+from airflow_mlops.spec.source import Snapshots, Source, is_windowed
 from airflow_mlops.spec.window import Grain
 
 
@@ -52,8 +54,9 @@ class Extract(StageParams):
 
     stage = "extract"
     path_fields = ("source",)
-    source: str
-    """A Parquet or CSV file: a path or any fsspec URI. ``{window}`` stands for each window's key."""
+    source: Source
+    """A Parquet or CSV file or a folder of them: a path or any fsspec URI, ``{window}`` for each window's key. Or
+    ``{connection: ..., query: ...}``: a SQL database."""
     format: Literal["parquet", "csv"] | None = None
     """The file format. Default: from the file's suffix."""
     time: str | None = None
@@ -62,11 +65,15 @@ class Extract(StageParams):
     """The calendar piece that ``{window}`` steps by."""
     last: int = Field(1, ge=1)
     """How many windows to read, the run's own being the newest."""
+    settle: Duration = timedelta(0)
+    """How long after its end a window may still receive late rows; one that was read earlier is not reused."""
+    snapshots: Snapshots = "reuse"
+    """Whether a window of a database that was read before is reused, or read anew."""
 
     @property
     def windowed(self) -> bool:
         """Whether the source comes in windows at all."""
-        return "{window}" in self.source or self.time is not None
+        return is_windowed(self.source, self.time)
 
 
 class ValidateData(StageParams):
@@ -195,7 +202,7 @@ class Monitor(StageParams):
 
     stage = "monitor"
     path_fields = ("source",)
-    source: str
+    source: Source
     """Where the window's rows come from, as in extraction."""
     format: Literal["parquet", "csv"] | None = None
     """The file format. Default: from the file's suffix."""
@@ -205,10 +212,14 @@ class Monitor(StageParams):
     """The calendar piece that ``{window}`` steps by."""
     last: int = Field(1, ge=1)
     """How many windows are judged together."""
+    settle: Duration = timedelta(0)
+    """How long after its end a window may still receive late rows, as in extraction."""
+    snapshots: Snapshots = "reuse"
+    """Whether a window of a database that was read before is reused, as in extraction."""
     data_drift: DataDrift = DataDrift()
     """When a window counts as drifted."""
 
     @property
     def extract(self) -> Extract:
         """The extraction that brings the window's rows."""
-        return Extract(source=self.source, format=self.format, time=self.time, grain=self.grain, last=self.last)
+        return Extract.model_construct(**{name: getattr(self, name) for name in Extract.model_fields})

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from airflow_mlops.spec.load import Declaration
 from airflow_mlops.spec.metrics import DEFAULT_METRICS, METRICS, TASKS, Task, metrics_of
 from airflow_mlops.spec.pipeline import ModelTrigger, Pipeline
+from airflow_mlops.spec.source import SqlSource
 
 
 class Problem(NamedTuple):
@@ -120,6 +121,9 @@ def _a_task(tasks: tuple[Task, ...]) -> str:
     return {("binary", "multiclass"): "a classifier", TASKS: "no task"}.get(tasks, f"the task {tasks[0]!r}")
 
 
+_TO_WINDOWS = "put {window} into data.source (:start and :end into a query), or declare data.time"
+
+
 def _check_data(pipeline: Pipeline) -> Iterator[Problem]:
     data, split = pipeline.data, pipeline.prepare.split
     if split.by == "time" and data.time is None:
@@ -137,9 +141,14 @@ def _check_data(pipeline: Pipeline) -> Iterator[Problem]:
         yield Problem(
             (stage, "windows"),
             "several windows of data that comes in none",
-            fix="put {window} into data.source, or declare data.time",
+            fix=_TO_WINDOWS,
         )
-    if "{" in data.source.replace("{window}", ""):
+    if isinstance(data.source, SqlSource):
+        if "{window}" in data.source.select:
+            yield Problem(("data", "source"), "a query gets its window as parameters", allowed=":start, :end")
+        if data.format is not None:
+            yield Problem(("data", "format"), "a database has no file format", fix="leave data.format out")
+    elif "{" in data.source.replace("{window}", ""):
         yield Problem(("data", "source"), f"{data.source!r} holds an unknown placeholder", allowed="{window}")
     for index, column in enumerate(pipeline.monitor.data_drift.columns):
         if column == data.target:
@@ -150,7 +159,7 @@ def _check_data(pipeline: Pipeline) -> Iterator[Problem]:
         yield Problem(
             ("monitor", "schedule"),
             "monitoring needs windows, and the data comes in none",
-            fix="put {window} into data.source, or declare data.time",
+            fix=_TO_WINDOWS,
         )
 
 

@@ -1,89 +1,166 @@
-"""Extraction: the windows of a source become one immutable Parquet snapshot, named by its content."""
+"""Extraction: the windows of a source become one immutable Parquet snapshot, named by its content.
+
+Rows go through in batches, never whole. Each window is kept by itself as well, so a later run reads the new one only.
+"""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Protocol
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
-from airflow_mlops.call.source import files_of, windows_of
-from airflow_mlops.call.store import Store, reaching
+from airflow_mlops.call.connection import connection_of
+from airflow_mlops.call.source import files_fingerprint, files_of, partitions_of, windows_of
+from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
-from airflow_mlops.errors import DataError, DataNotFoundError, SchemaError
+from airflow_mlops.errors import DataNotFoundError, SchemaError
+from airflow_mlops.spec.source import SqlSource
 from airflow_mlops.spec.stages import Extract
 from airflow_mlops.spec.window import Window, last_windows
+from airflow_mlops.stages.database import open_database
+from airflow_mlops.stages.files import FileInput, constants_of
 from airflow_mlops.stages.outcome import outcome_of
-from airflow_mlops.stages.tables import canonical, require_columns, schema_id
+from airflow_mlops.stages.snapshots import Snapshots
+from airflow_mlops.stages.tables import canonical, require_columns, write_tables
 
-_BATCH_ROWS = 65_536
+
+class Input(Protocol):
+    """Rows of one schema, as a stream."""
+
+    schema: pa.Schema
+
+    def tables(self, time: str | None = None, windows: Sequence[Window] = ()) -> Iterator[pa.Table]:
+        """The rows; those that are surely outside the windows may be left out already."""
 
 
 def run(call: Call, params: Extract, store: Store) -> Outcome:
     """Read the run's windows; output ``data``."""
-    ref = extract(params, call.window, store)
+    ref = extract(params, call.window, store, call)
     return outcome_of(call, outputs={"data": ref}, metrics={"rows": float(ref.rows or 0)})
 
 
-def extract(params: Extract, window: Window | None, store: Store) -> ArtifactRef:
-    """Read the windows that end with this one, in bounded memory for Parquet, and keep them as one file.
+def extract(params: Extract, window: Window | None, store: Store, call: Call | None = None) -> ArtifactRef:
+    """Read the windows that end with this one, in bounded memory, and keep them as one file.
+
+    Args:
+        params: what to read.
+        window: the newest window; None reads all rows.
+        store: where the rows are kept.
+        call: the task that reads; its pipeline's snapshots are reused and added to. None uses none.
 
     Raises:
         DataNotFoundError: when a window has no file, or all of them together no row.
-        DataError: when a file cannot be read.
-        SchemaError: when the files' columns do not fit together.
+        DataError: when a file cannot be read, or the database refuses the query.
+        SourceUnreachableError: when the database does not answer, or breaks off.
+        SchemaError: when the columns of windows or files do not fit together.
     """
     windows = last_windows(params.grain, window, params.last) if window else ()
-    files = _files(params, windows)
-    inputs = [_Input(file, params.format) for file in files]
+    if not windows and not isinstance(params.source, SqlSource) and "{window}" in params.source:
+        raise DataNotFoundError(f"{params.source} comes in windows, and the run has none", fix="give the run a window")
+    if isinstance(params.source, SqlSource):
+        return _from_database(params, params.source, windows, store, call)
+    return _together(params, windows, _from_files(params, params.source, windows, store, call), store)
+
+
+def _from_files(
+    params: Extract, source: str, windows: tuple[Window, ...], store: Store, call: Call | None
+) -> list[ArtifactRef]:
+    kept = Snapshots(store, call, {"time": params.time, "format": params.format, "grain": params.grain})
+    refs = []
+    # Files that hold many windows are read once for all of them.
+    parts = [(each,) for each in windows] if "{window}" in source else [windows]
+    for part in parts:
+        files = _files(params, source, part)
+        content = files_fingerprint(source, files)[7:39]
+        key = f"{part[0].key}_{part[-1].key}" if len(part) > 1 else part[0].key if part else "all"
+        ref = kept.by_content(key, content)
+        if ref is None:
+            constants = constants_of([partitions_of(source, file) for file in files])
+            inputs = [FileInput(file, params.format, constant) for file, constant in zip(files, constants, strict=True)]
+            ref = _write(inputs, params, part, store)
+            kept.keep(key, ref, params.time if part else None, content)
+        refs.append(ref)
+    return refs
+
+
+def _from_database(
+    params: Extract, source: SqlSource, windows: tuple[Window, ...], store: Store, call: Call | None
+) -> ArtifactRef:
+    connection = connection_of(source.connection)
+    identity = {**source.model_dump(), "database": connection.database, "time": params.time, "grain": params.grain}
+    kept = Snapshots(store, call, identity)
+    given = kept.of_run()
+    if given is not None:
+        return given
+    refs: dict[str, ArtifactRef] = {}
+    if params.snapshots == "reuse":
+        refs = {each.key: ref for each in windows if (ref := kept.newest(each.key)) is not None}
+    wanted: list[Window | None] = [each for each in windows if each.key not in refs]
+    if wanted or not windows:
+        now = datetime.now(UTC)
+        # Over one connection and in one transaction: the windows show the database at one instant.
+        with open_database(connection) as database:
+            for each in wanted or [None]:
+                rows = database.query(source, params.time, each)
+                ref = _write([rows], params, (each,) if each else (), store)
+                refs[each.key if each else "all"] = ref
+                # An empty window may only have been loaded late: it is asked for again.
+                if each and now >= each.end + params.settle and ref.rows:
+                    kept.keep(each.key, ref, params.time)
+    data = _together(params, windows, [refs[key] for key in ([each.key for each in windows] or ["all"])], store)
+    kept.keep_for_run(data)
+    return data
+
+
+def _together(params: Extract, windows: tuple[Window, ...], parts: list[ArtifactRef], store: Store) -> ArtifactRef:
+    """The parts as one file; a part that is all there is, is that file."""
+    full = [part for part in parts if part.rows]
+    if not full:
+        raise DataNotFoundError(
+            f"{params.source} has no rows{_in_windows(windows)}",
+            fix="give another window, or wait until its data has arrived",
+        )
+    if len(full) == 1:
+        return full[0]
+    return _write([FileInput(str(store.fetch(part))) for part in full], params, (), store)
+
+
+def _write(inputs: Sequence[Input], params: Extract, windows: tuple[Window, ...], store: Store) -> ArtifactRef:
     try:
         schema = canonical(pa.unify_schemas([canonical(each.schema) for each in inputs], promote_options="permissive"))
     except pa.ArrowTypeError as error:
         raise SchemaError(
-            f"the files of {params.source} have a column of different types: {error}",
+            f"the rows of {params.source} have a column of different types: {error}",
             fix="write it with one type in every window",
         ) from error
     if params.time:
         require_columns(schema.names, {params.time: "data.time"})
-    rows = 0
-    with store.scratch(".parquet") as target:
-        with pq.ParquetWriter(target, schema, compression="zstd") as writer:
-            for each in inputs:
-                for table in each.tables():
-                    kept = _within(_fit(table, schema), params.time, windows)
-                    rows += kept.num_rows
-                    if kept.num_rows:
-                        writer.write_table(kept)
-        if not rows:
-            raise DataNotFoundError(
-                f"{params.source} has no rows{_in_windows(windows)}",
-                fix="give another window, or wait until its data has arrived",
-            )
-        return store.put_file(target, "dataset", rows=rows, schema_id=schema_id(schema))
+    tables = (
+        _within(_fit(table, schema), params.time, windows)
+        for each in inputs
+        for table in each.tables(params.time, windows)
+    )
+    return write_tables(tables, schema, store)
 
 
-def _files(params: Extract, windows: tuple[Window, ...]) -> list[str]:
-    if "{window}" not in params.source:
-        files = files_of(params.source, None)
+def _files(params: Extract, source: str, windows: tuple[Window, ...]) -> list[str]:
+    if "{window}" not in source:
+        files = files_of(source, None)
         if not files:
             raise DataNotFoundError(
                 f"there is no file {params.source}", fix="correct data.source, or put the file there"
             )
         return files
-    if not windows:
-        raise DataNotFoundError(f"{params.source} comes in windows, and the run has none", fix="give the run a window")
     files = []
     for each in windows:
-        found = files_of(params.source, each)
+        found = files_of(source, each)
         if not found:
-            there = [known.key for known in windows_of(params.source, params.grain)]
+            there = [known.key for known in windows_of(source, params.grain)]
             raise DataNotFoundError(
-                f"there is no file {params.source.replace('{window}', each.key)} for the window {each.key}",
+                f"there is no file {source.replace('{window}', each.key)} for the window {each.key}",
                 allowed=f"{there[0]} to {there[-1]}" if there else "none: no window of this source has arrived",
                 fix="give the run another window, read fewer windows, or wait until the file has arrived",
             )
@@ -95,66 +172,6 @@ def _in_windows(windows: tuple[Window, ...]) -> str:
     if not windows:
         return ""
     return f" in the window {windows[-1].key}" if len(windows) == 1 else f" in {windows[0].key} to {windows[-1].key}"
-
-
-class _Input:
-    """One source file, Parquet or CSV."""
-
-    def __init__(self, uri: str, declared: str | None) -> None:
-        self.uri = uri
-        name = uri.lower().removesuffix(".gz")
-        self.format = declared or ("csv" if name.endswith((".csv", ".tsv")) else "parquet")
-        self._csv: pa.Table | None = None
-        with self._reading():
-            if self.format == "csv":
-                self.schema = self._read_csv().schema
-            else:
-                with fsspec.open(uri, "rb") as file:
-                    self.schema = pq.read_schema(file)
-
-    def _read_csv(self) -> pa.Table:
-        if self._csv is None:
-            parse = pacsv.ParseOptions(delimiter="\t" if ".tsv" in self.uri.lower() else ",", newlines_in_values=True)
-            with fsspec.open(self.uri, "rb", compression="infer") as file:
-                # Arrow takes an empty text for a text, and only the unquoted one can be a null.
-                convert = pacsv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False)
-                self._csv = pacsv.read_csv(pa.PythonFile(file, mode="r"), parse_options=parse, convert_options=convert)
-        return self._csv
-
-    def tables(self) -> Iterator[pa.Table]:
-        with self._reading():
-            if self.format == "csv":
-                yield self._read_csv()
-                return
-            with fsspec.open(self.uri, "rb") as file:
-                for batch in pq.ParquetFile(file).iter_batches(_BATCH_ROWS):
-                    yield pa.Table.from_batches([batch])
-
-    def _reading(self) -> Any:
-        return _Reading(self.uri, self.format)
-
-
-class _Reading:
-    """Turns what Arrow says of a bad file into what to do about it."""
-
-    def __init__(self, uri: str, form: str) -> None:
-        self.uri, self.form = uri, form
-        self._reaching = reaching(uri)
-
-    def __enter__(self) -> None:
-        self._reaching.__enter__()
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> bool:
-        # Arrow raises a bare OSError for a cut-off page; one with an errno comes from the file system. A packed file
-        # that was cut off ends in an EOFError or in what zlib cannot read.
-        if isinstance(error, (pa.ArrowInvalid, EOFError, zlib.error)) or (
-            isinstance(error, OSError) and error.errno is None
-        ):
-            raise DataError(
-                f"{self.uri} is no readable {self.form} file: {error}",
-                fix="write the file again; it may have been cut off, or be of another format (data.format)",
-            ) from error
-        return bool(self._reaching.__exit__(kind, error, traceback))
 
 
 def _fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -176,7 +193,7 @@ def _fit(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _within(table: pa.Table, time: str | None, windows: tuple[Window, ...]) -> pa.Table:
-    if time is None or not windows:
+    if time is None or not windows or not table.num_rows:
         return table
     column = table[time]
     if pa.types.is_date(column.type):

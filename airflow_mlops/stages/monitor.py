@@ -33,7 +33,7 @@ def run(call: Call, params: Monitor, store: Store) -> Outcome:
     """Judge the window; outputs ``verdict`` and, where rows were compared, Evidently's ``report``."""
     registry = ModelRegistry.of(call, store)
     champion = registry.need_champion()
-    window = extract(params.extract, call.window, store)
+    window = extract(params.extract, call.window, store, call)
     with tempfile.TemporaryDirectory() as scratch, pointed_at(registry.ref.uri):
         folder = Path(scratch)
         reference = pq.read_table(download(champion.run_id, REFERENCE, folder))

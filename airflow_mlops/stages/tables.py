@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -14,6 +15,9 @@ from airflow_mlops.errors import SchemaError
 if TYPE_CHECKING:
     # Loaded where a table becomes a frame, and not by the stages that look at Arrow columns only.
     import pandas as pd
+
+ROW_GROUP = 65_536
+"""The rows of every row group but the last, whatever pieces the rows came in."""
 
 
 def canonical(schema: pa.Schema) -> pa.Schema:
@@ -45,10 +49,38 @@ def schema_id(schema: pa.Schema) -> str:
 
 def write_table(table: pa.Table, store: Store, kind: str = "dataset") -> ArtifactRef:
     """Keep a table in the store."""
-    table = table.cast(canonical(table.schema))
+    schema = canonical(table.schema)
+    return write_tables([table.cast(schema)], schema, store, kind)
+
+
+def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, store: Store, kind: str = "dataset") -> ArtifactRef:
+    """Keep a stream of tables of one schema in the store as one; no more than two row groups are held at a time.
+
+    Nothing is kept when the stream or the disk breaks off.
+    """
+    rows = 0
     with store.scratch(".parquet") as file:
-        pq.write_table(table, file, compression="zstd")
-        return store.put_file(file, kind, rows=table.num_rows, schema_id=schema_id(table.schema))
+        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            for group in _even(tables):
+                rows += group.num_rows
+                writer.write_table(group)
+        return store.put_file(file, kind, rows=rows, schema_id=schema_id(schema))
+
+
+def _even(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in pieces of `ROW_GROUP`, so that equal rows give equal bytes however they arrive."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(each.num_rows for each in held) >= ROW_GROUP:
+            together = pa.concat_tables(held)
+            whole = together.num_rows - together.num_rows % ROW_GROUP
+            for start in range(0, whole, ROW_GROUP):
+                yield together.slice(start, ROW_GROUP).combine_chunks()
+            held = [together.slice(whole)]
+    last = pa.concat_tables(held) if held else None
+    if last is not None and last.num_rows:
+        yield last.combine_chunks()
 
 
 def read_table(ref: ArtifactRef, store: Store) -> pa.Table:

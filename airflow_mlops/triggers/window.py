@@ -12,11 +12,20 @@ from airflow_mlops.call.store import Store
 from airflow_mlops.errors import MlopsError
 from airflow_mlops.registry.ledger import Ledger
 from airflow_mlops.registry.verdicts import Verdicts, has_arrived, next_window
+from airflow_mlops.spec.base import parse_duration
+from airflow_mlops.spec.source import source_from
 from airflow_mlops.spec.window import Grain, Window, parse_key
 
 
 def arrived_window(
-    *, store: str, pipeline: str, source: str, grain: Grain, run: str, window: str | None = None
+    *,
+    store: str,
+    pipeline: str,
+    source: str | dict[str, Any],
+    grain: Grain,
+    run: str,
+    window: str | None = None,
+    settle: str = "0s",
 ) -> Window | None:
     """The window that a monitoring run judges, once its data is there; None until then.
 
@@ -26,13 +35,16 @@ def arrived_window(
     :param grain: the calendar piece that the windows step by.
     :param run: the monitoring run.
     :param window: the key of one window to wait for. Default: the one after all that were judged.
+    :param settle: how long after its end a window of a database, or of one file, may still receive rows.
     """
     if window:
         chosen: Window | None = parse_key(grain, window)
     else:
         root = Store(store)
         chosen = next_window(Verdicts(root, pipeline), Ledger(root, pipeline), grain, run)
-    return chosen if chosen is not None and has_arrived(source, chosen) else None
+    if chosen is None or not has_arrived(source_from(source), chosen, parse_duration(settle)):
+        return None
+    return chosen
 
 
 class WindowTrigger(BaseTrigger):

@@ -232,6 +232,7 @@ def test_the_retry_policy_asks_the_error_itself() -> None:
         assert (decision.action == default.action) is kind.retryable, kind
     assert {kind.__name__ for kind in kinds if kind.retryable} == {
         "RegistryUnreachableError",
+        "SourceUnreachableError",
         "StoreUnreachableError",
         "JobLostError",
     }
