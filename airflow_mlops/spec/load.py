@@ -243,7 +243,7 @@ def _problems(model: type[BaseModel], document: Document, name: Any, error: Vali
             allowed = _form_of(context.get("pattern", ""))
         elif item["type"] != "value_error" and path:
             what = f"{_dotted(path)} is {item['input']!r}: {what[0].lower()}{what[1:]}"
-        elif path and "is not a duration" in what:
+        elif path and ("is not a duration" in what or "is no schedule" in what):
             what = f"{_dotted(path)}: {what}"
         line = describe(document, name if isinstance(name, str) else None, path, what, allowed=allowed, fix=fix)
         if line not in seen:

@@ -6,9 +6,9 @@ from datetime import timedelta
 from importlib import import_module
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from airflow_mlops.spec.base import Callable, Duration, Estimator, Names, Section
+from airflow_mlops.spec.base import Callable, Duration, Estimator, Names, Schedule, Section
 from airflow_mlops.spec.metrics import Task
 from airflow_mlops.spec.source import Snapshots, Source, is_windowed
 from airflow_mlops.spec.window import Grain, grain_of
@@ -159,7 +159,7 @@ class DataDrift(Section):
 class Monitor(Section):
     """How the champion is watched."""
 
-    schedule: str | None = None
+    schedule: Schedule | None = None
     """When the monitor DAG runs: a cron expression, a preset, or ``@continuous`` to judge each window as it arrives."""
     windows: Windows = Windows()
     """Which windows are judged together."""
@@ -199,10 +199,16 @@ class Retrain(Section):
     """How long after a promotion or rejection no drift requests a retraining."""
 
 
+def _not_continuous(value: str | None) -> str | None:
+    if value == "@continuous":
+        raise ValueError("only monitoring can run '@continuous'; use a cron expression or a preset")
+    return value
+
+
 class Predict(Section):
     """Batch prediction with the champion."""
 
-    schedule: str | None = None
+    schedule: Annotated[Schedule | None, AfterValidator(_not_continuous)] = None
     """When the predict DAG runs. Default: by hand, or when a team's own DAG asks."""
     output: str | None = None
     """Where predictions go, as a folder. Default: ``predictions/<name>`` in the store."""
@@ -221,7 +227,7 @@ class Pipeline(Section):
     """Who answers for it, as Airflow shows it."""
     tags: Names = ()
     """Further tags of its DAGs."""
-    schedule: str | None = None
+    schedule: Annotated[Schedule | None, AfterValidator(_not_continuous)] = None
     """When training runs: a cron expression or a preset. Default: by hand and by retrain requests."""
     task: Task | None = None
     """What is predicted. Default: told from the estimator and the target."""
@@ -249,13 +255,6 @@ class Pipeline(Section):
     """How often a task is tried again after an error that a retry can mend."""
     retry_delay: Duration = timedelta(minutes=1)
     """How long to wait before that."""
-
-    @field_validator("schedule")
-    @classmethod
-    def _no_continuous_training(cls, value: str | None) -> str | None:
-        if value == "@continuous":
-            raise ValueError("training cannot run '@continuous'; use a cron expression, a preset or `retrain.triggers`")
-        return value
 
     @property
     def grain(self) -> Grain:

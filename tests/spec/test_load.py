@@ -166,8 +166,13 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
         ),
         (
             'schedule: "@continuous"',
-            "churn.yaml:4: pipeline 'churn': training cannot run '@continuous'; "
-            "use a cron expression, a preset or `retrain.triggers`",
+            "churn.yaml:4: pipeline 'churn': only monitoring can run '@continuous'; use a cron expression or a preset",
+        ),
+        (
+            'monitor: {schedule: "@dayly"}',
+            "churn.yaml:4: pipeline 'churn', stage 'monitor': monitor.schedule: '@dayly' is no schedule; allowed: "
+            "a cron expression such as '0 6 * * 1', @hourly, @daily, @weekly, @monthly, @quarterly, @yearly, "
+            "@continuous; try: '@daily'",
         ),
     ],
 )
