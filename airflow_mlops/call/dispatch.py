@@ -10,6 +10,7 @@ import logging
 from importlib import import_module
 from types import ModuleType
 
+from airflow_mlops.call import cache
 from airflow_mlops.call.code import code_scope, unpack
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, Outcome
@@ -36,7 +37,7 @@ STAGES: dict[str, type[params.StageParams]] = {
 """Every stage by its kind."""
 
 ONCE = frozenset({"train"})
-"""Stages that an equal Call never runs again. The others are cheap, or idempotent by what they write to."""
+"""Stages that a run never does twice, even where nothing is kept for other runs (see `airflow_mlops.call.cache`)."""
 
 
 def stage_module(name: str) -> ModuleType:
@@ -57,10 +58,24 @@ def run(call: Call) -> Outcome:
             return earlier
         if call.stage not in STAGES:
             raise MlopsError(f"there is no stage {call.stage!r}", allowed=", ".join(STAGES))
-        stage = stage_module(call.stage)
-        with code_scope(unpack(call.code, store) if call.code else None):
-            outcome: Outcome = stage.run(call, STAGES[call.stage].model_validate(call.params), store)
+        given = STAGES[call.stage].model_validate(call.params)
+        looked = cache.look(call, given, store)
+        if looked is not None:
+            log.info("%s: cache %s", call.where, looked.reason)
+        outcome = looked.outcome if looked else None
+        if outcome is None:
+            outcome = _compute(call, given, store, looked)
         store.write_outcome(outcome)
     except MlopsError as error:
         raise error.at(call.where) from error.__cause__
     return outcome
+
+
+def _compute(call: Call, given: params.StageParams, store: Store, looked: cache.Looked | None) -> Outcome:
+    for ref in looked.damaged if looked else ():
+        # Under its name nothing else would be written.
+        store.discard(ref)
+    stage = stage_module(call.stage)
+    with code_scope(unpack(call.code, store) if call.code else None):
+        outcome: Outcome = stage.run(call, given, store)
+    return cache.keep(looked, call, given, outcome, store) if looked else outcome

@@ -94,10 +94,10 @@ def fingerprint(source: str, windows: Sequence[Window]) -> str:
 
 def files_fingerprint(source: str, files: Sequence[str]) -> str:
     """The digest of what these files of a source hold, in their order."""
-    return digest_of([[_content(file), partitions_of(source, file)] for file in files])
+    return digest_of([[content_of(file), partitions_of(source, file)] for file in files])
 
 
-def _content(uri: str) -> str:
+def content_of(uri: str) -> str:
     """A file's content in short: what the object store knows of it, or else its digest."""
     with reaching(uri):
         fs, path = url_to_fs(uri)

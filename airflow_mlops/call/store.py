@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,14 @@ def digest_of_file(path: str | Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return "sha256:" + digest.hexdigest()
+
+
+def _age(info: dict[str, Any]) -> float:
+    """When a file was written, in seconds, by whatever name its file system gives that; 0 where it does not tell."""
+    at = next((info[name] for name in ("mtime", "updated", "LastModified", "created") if info.get(name)), 0.0)
+    if isinstance(at, str):
+        at = datetime.fromisoformat(at)
+    return at.timestamp() if isinstance(at, datetime) else float(at)
 
 
 def _share(path: str) -> None:
@@ -261,6 +270,29 @@ class Store:
             raise
         names = (name.rstrip("/").rsplit("/", 1)[-1] for name in found)
         return sorted(name for name in names if not name.startswith(".creating-"))
+
+    def newest(self, most: int, *parts: str) -> list[str]:
+        """The names of the newest files in a place, as far as its file system tells their age; newest first."""
+        if not (names := self.names(*parts)):
+            return []
+        with reaching(self.uri(*parts)):
+            found = self.fs.ls("/".join((self.path, *parts)), detail=True)
+        age = {each["name"].rstrip("/").rsplit("/", 1)[-1]: _age(each) for each in found}
+        return sorted(names, key=lambda name: age.get(name, 0.0), reverse=True)[:most]
+
+    def has(self, ref: ArtifactRef) -> bool:
+        """Whether an artifact is there; its content is not looked at."""
+        with reaching(ref.uri):
+            fs, path = url_to_fs(ref.uri)
+            fs.invalidate_cache()
+            return bool(fs.exists(path))
+
+    def discard(self, ref: ArtifactRef) -> None:
+        """Remove an artifact; nothing happens where there is none."""
+        with reaching(ref.uri):
+            fs, path = url_to_fs(ref.uri)
+            with suppress(FileNotFoundError):
+                fs.rm_file(path)
 
     def read_outcome(self, call: Call) -> Outcome | None:
         """What an earlier try of this very Call came to, or None."""

@@ -86,6 +86,8 @@ class Call(Wire):
     """The root of the artifact store, as any fsspec URI."""
     registry: RegistryRef | None = None
     """The model registry."""
+    cache: bool = True
+    """Whether the outcome of an equal Call of an earlier run may be used, and this one kept for later runs."""
 
     @property
     def identity(self) -> str:
@@ -153,6 +155,8 @@ class Outcome(Wire):
     """The Call's identity."""
     call_digest: str
     """The Call's digest."""
+    run: str = ""
+    """The Call's run."""
     window: Window | None = None
     """The Call's window."""
     outputs: dict[str, ArtifactRef] = {}

@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"MLflow's tracking URI (default: $MLFLOW_TRACKING_URI, else sqlite in {STATE_FOLDER})",
     )
     run.add_argument("--resume", metavar="RUN", help="go on with an earlier run: what it has done is not done again")
+    run.add_argument("--no-cache", action="store_true", help="do every stage anew, and keep nothing for later runs")
     run.add_argument("--json", action="store_true", help="print one JSON object instead of progress lines")
     run.add_argument("--verbose", action="store_true", help="show log lines and whole tracebacks")
     run.set_defaults(handler=_run)

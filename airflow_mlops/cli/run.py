@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from airflow_mlops.call.cache import INFO
 from airflow_mlops.call.code import snapshot
 from airflow_mlops.call.dispatch import run as run_call
 from airflow_mlops.call.source import windows_of
@@ -61,6 +62,7 @@ def run(options: argparse.Namespace, state: Path) -> int:
                 run=f"cli/{identity}",
                 progress=say,
                 outcomes=outcomes,
+                cache=declaration.pipeline.cache and not options.no_cache,
             )
     except MlopsError as error:
         failure = error
@@ -85,8 +87,11 @@ def run_plan(
     run: str,
     progress: Progress,
     outcomes: dict[str, Outcome],
+    cache: bool = True,
 ) -> None:
     """Run the train plan stage by stage, filling ``outcomes``; what this run has done before is not done again.
+
+    With ``cache`` nor is what another run has done with the same code, params, inputs and libraries.
 
     A gate that says no ends the plan without an error.
     """
@@ -104,6 +109,7 @@ def run_plan(
             code=code if node.params.callables() else None,
             store=root.root,
             registry=registry,
+            cache=cache,
         )
         earlier = root.read_outcome(call)
         if earlier is not None:
@@ -117,7 +123,7 @@ def run_plan(
                 progress(node.stage, "failed", time.perf_counter() - started, None)
                 raise
             outcome = outcomes[node.stage]
-            progress(node.stage, outcome.verdict.status, time.perf_counter() - started, outcome)
+            progress(node.stage, _status(outcome), time.perf_counter() - started, outcome)
         if not outcomes[node.stage].verdict.passed:
             for later in plan[position + 1 :]:
                 progress(later.stage, "skipped", 0.0, None)
@@ -164,9 +170,14 @@ def _print_stage(stage: str, status: str, seconds: float, outcome: Outcome | Non
     )
     if outcome:
         shown += "  " + "  ".join(f"{name}={_number(value)}" for name, value in list(outcome.metrics.items())[:5])
-        for reason in outcome.verdict.reasons:
+        for reason in (*([outcome.info[INFO]] if INFO in outcome.info else ()), *outcome.verdict.reasons):
             shown += f"\n  {'':<15} {reason}"
     print(shown, flush=True)
+
+
+def _status(outcome: Outcome) -> str:
+    hit = outcome.info.get(INFO, "").startswith("hit")
+    return "cached" if hit and outcome.verdict.status == "ok" else outcome.verdict.status
 
 
 def _number(value: float) -> str:
@@ -210,4 +221,6 @@ def _resume_command(options: argparse.Namespace, identity: str, window: Window |
     for flag in ("pipeline", "store", "registry"):
         if getattr(options, flag):
             words += [f"--{flag}", getattr(options, flag)]
+    if options.no_cache:
+        words.append("--no-cache")
     return shlex.join([*words, "--resume", identity])

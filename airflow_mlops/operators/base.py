@@ -63,6 +63,7 @@ class StageTask:
     window: Any
     registry_conn_id: str
     store: str | None
+    cache: bool
     base: str | None
     backend: str
     backend_options: dict[str, Any]
@@ -96,12 +97,14 @@ class StageTask:
         backend: str,
         backend_options: Mapping[str, Any] | None,
         poll_interval: float,
+        cache: bool = True,
     ) -> None:
         """Take the arguments that every stage task has, and the stage's own."""
         for name, value in settings.items():
             setattr(self, name, value)
         self.pipeline, self.start, self.window = pipeline, start, window
         self.registry_conn_id, self.store, self.base = registry_conn_id, store, base
+        self.cache = cache
         self.backend, self.backend_options = backend, dict(backend_options or {})
         self.poll_interval = poll_interval
 
@@ -154,6 +157,7 @@ class StageTask:
             registry=None
             if params.stage in _NO_REGISTRY
             else MlflowHook(self.registry_conn_id).registry(self.pipeline_name),
+            cache=self.cache,
         )
 
     def _window(
@@ -235,6 +239,8 @@ class StageOperator(StageTask, BaseOperator):
     :param window: the window's key, such as ``2013-03``. Default: that of the inputs, or the run's. (templated)
     :param registry_conn_id: the connection of type ``mlflow``.
     :param store: the artifact store's root. Default: ``[airflow_mlops] store``.
+    :param cache: whether what an earlier run has done with the same code, params, inputs and libraries is not done
+        again. Stages that change the registry or write predictions always run.
     :param base: the folder that relative paths and the user's packages are looked up from. Default: the DAG file's.
     :param backend: where the stage runs: a name entered in the entry points ``airflow_mlops.backends``.
     :param backend_options: what the backend is made with.
@@ -250,6 +256,7 @@ class StageOperator(StageTask, BaseOperator):
         window: Any = None,
         registry_conn_id: str = MlflowHook.default_conn_name,
         store: str | None = None,
+        cache: bool = True,
         base: str | None = None,
         backend: str = "local",
         backend_options: Mapping[str, Any] | None = None,
@@ -265,6 +272,7 @@ class StageOperator(StageTask, BaseOperator):
             window=window,
             registry_conn_id=registry_conn_id,
             store=store,
+            cache=cache,
             base=base,
             backend=backend,
             backend_options=backend_options,

@@ -59,8 +59,15 @@ class MlflowApi(Protocol):
     def create_model(self, name: str) -> None:
         """Make the registered model; nothing happens when it is there."""
 
-    def versions_of_run(self, model: str, run_id: str) -> list[Version]:
-        """The versions that a run has registered, oldest first."""
+    def run_of_model(self, model_id: str) -> str:
+        """The run that has logged a model ``m-...``.
+
+        Raises:
+            ModelNotFoundError: when the model or its run was deleted, or the model was never finished.
+        """
+
+    def versions_tagged(self, model: str, tag: str, value: str) -> list[Version]:
+        """The versions that have the tag, oldest first."""
 
     def create_version(self, model: str, source: str, run_id: str, tags: Mapping[str, str]) -> Version:
         """Register a version of a logged model ``models:/m-...``."""
@@ -111,6 +118,18 @@ def _filter_value(value: str) -> str:
     if "'" in value and '"' in value:
         raise RegistryError(f"{value!r} holds both kinds of quotes, and MLflow cannot look for it")
     return f'"{value}"' if "'" in value else f"'{value}'"
+
+
+def _tagged_versions(model: str, tag: str, value: str) -> str:
+    return f'name = {_filter_value(model)} and tags."{tag}" = {_filter_value(value)}'
+
+
+def _usable(model_id: str, status: str, run_id: str, lifecycle: str) -> str:
+    if not status.endswith("READY"):
+        raise ModelNotFoundError(f"the logged model {model_id} was never finished")
+    if lifecycle != "active":
+        raise ModelNotFoundError(f"the run {run_id} of the logged model {model_id} was deleted")
+    return run_id
 
 
 class _Rest:
@@ -229,13 +248,14 @@ class _Rest:
     def create_model(self, name: str) -> None:
         self._ask("POST", "registered-models/create", accept=("RESOURCE_ALREADY_EXISTS",), name=name)
 
-    def versions_of_run(self, model: str, run_id: str) -> list[Version]:
-        answer = self._ask(
-            "GET",
-            "model-versions/search",
-            filter=f"name = {_filter_value(model)} and run_id = {_filter_value(run_id)}",
-            max_results=100,
-        )
+    def run_of_model(self, model_id: str) -> str:
+        found = self._ask("GET", f"logged-models/{model_id}")["model"]["info"]
+        run_id = str(found.get("source_run_id", ""))
+        run = self._ask("GET", "runs/get", run_id=run_id)["run"]["info"]
+        return _usable(model_id, str(found.get("status", "")), run_id, str(run["lifecycle_stage"]))
+
+    def versions_tagged(self, model: str, tag: str, value: str) -> list[Version]:
+        answer = self._ask("GET", "model-versions/search", filter=_tagged_versions(model, tag, value), max_results=100)
         return sorted((_rest_version(each) for each in answer.get("model_versions", [])), key=lambda v: int(v.version))
 
     def create_version(self, model: str, source: str, run_id: str, tags: Mapping[str, str]) -> Version:
@@ -379,23 +399,19 @@ class _Client:
     def create_model(self, name: str) -> None:
         self._ask("create_registered_model", name, accept=("RESOURCE_ALREADY_EXISTS",))
 
-    def versions_of_run(self, model: str, run_id: str) -> list[Version]:
-        found = self._ask(
-            "search_model_versions", f"name = {_filter_value(model)} and run_id = {_filter_value(run_id)}"
-        )
+    def run_of_model(self, model_id: str) -> str:
+        found = self._ask("get_logged_model", model_id)
+        run_id = str(found.source_run_id or "")
+        run = self._ask("get_run", run_id).info
+        return _usable(model_id, str(found.status), run_id, str(run.lifecycle_stage))
+
+    def versions_tagged(self, model: str, tag: str, value: str) -> list[Version]:
+        found = self._ask("search_model_versions", _tagged_versions(model, tag, value))
         return sorted((_client_version(each) for each in found), key=lambda v: int(v.version))
 
     def create_version(self, model: str, source: str, run_id: str, tags: Mapping[str, str]) -> Version:
-        import mlflow
-
         model_id = source.removeprefix("models:/")
-        # The client looks the logged model up where the process's global URI points, whatever its own says.
-        before = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(self.uri)
-        try:
-            made = self._ask("create_model_version", model, source, run_id=run_id, tags=dict(tags), model_id=model_id)
-        finally:
-            mlflow.set_tracking_uri(before)
+        made = self._ask("create_model_version", model, source, run_id=run_id, tags=dict(tags), model_id=model_id)
         return _client_version(made)
 
     def version(self, model: str, version: str) -> Version:

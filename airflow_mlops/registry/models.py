@@ -41,7 +41,7 @@ class ModelRegistry:
         """
         experiment = self.api.experiment_id(self.ref.experiment)
         identity = call.run_identity + suffix
-        found = self.api.find_run(experiment, RUN_TAG, identity)
+        found = self.find_run(call, suffix=suffix)
         if found is None:
             self.api.create_run(experiment, call.run, {RUN_TAG: identity, **(tags or {})})
             found = self.api.find_run(experiment, RUN_TAG, identity)
@@ -49,11 +49,23 @@ class ModelRegistry:
             raise RegistryError(f"MLflow at {self.ref.uri} does not find the run that was just made")
         return found
 
+    def find_run(self, call: Call, *, suffix: str = "") -> str | None:
+        """The MLflow run that a pipeline run has made, or None where it has made nothing new."""
+        experiment = self.api.experiment_id(self.ref.experiment)
+        return self.api.find_run(experiment, RUN_TAG, call.run_identity + suffix)
+
+    def run_of_model(self, source: str) -> str:
+        """The MLflow run that has logged a model ``models:/m-...``.
+
+        Raises:
+            ModelNotFoundError: when it was deleted.
+        """
+        return self.api.run_of_model(source.removeprefix("models:/"))
+
     def register(self, source: str, run_id: str, digest: str, tags: Mapping[str, str]) -> Version:
-        """Make a logged model a version, or find the version that it is already."""
-        for version in self.api.versions_of_run(self.ref.model, run_id):
-            if version.tags.get(MODEL_DIGEST_TAG) == digest:
-                return version
+        """Make a logged model a version, or find the version that a model of equal content is already."""
+        for version in self.api.versions_tagged(self.ref.model, MODEL_DIGEST_TAG, digest):
+            return version
         self.api.create_model(self.ref.model)
         return self.api.create_version(self.ref.model, source, run_id, {MODEL_DIGEST_TAG: digest, **tags})
 

@@ -251,6 +251,9 @@ class Pipeline(Section):
     """Where the stages run: a name entered in the entry points ``airflow_mlops.backends``."""
     registry: str = "mlflow_default"
     """The Airflow connection of type ``mlflow``."""
+    cache: bool = True
+    """Whether a stage that an earlier run has done with the same code, params, inputs and libraries is not done again.
+    ``false`` where the team's functions read what is not in their arguments."""
     retries: int = Field(2, ge=0)
     """How often a task is tried again after an error that a retry can mend."""
     retry_delay: Duration = timedelta(minutes=1)

@@ -27,12 +27,14 @@ def resolve(base: str, path: str) -> str:
 class StageParams(Section):
     """The params of one stage.
 
-    ``code_fields`` names those that hold paths of the user's own functions, ``path_fields`` those that hold files.
+    ``code_fields`` names those that hold paths of the user's own functions, ``path_fields`` those that hold files,
+    ``uncached`` those that change nothing of what comes out.
     """
 
     stage: ClassVar[str]
     code_fields: ClassVar[tuple[str, ...]] = ()
     path_fields: ClassVar[tuple[str, ...]] = ()
+    uncached: ClassVar[tuple[str, ...]] = ()
 
     def resolved(self, base: str) -> Self:
         """Make paths absolute, and read what lies in small files, so that the Call carries content where it can.
@@ -118,6 +120,7 @@ class Train(StageParams):
 
     stage = "train"
     code_fields = ("features", "preprocess", "function", "estimator")
+    uncached = ("declaration",)
     target: str
     """The column to predict."""
     estimator: Estimator | None = None

@@ -19,7 +19,7 @@ from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, Outcome
 from airflow_mlops.errors import DataError, GateError, RegistryUnreachableError
 from airflow_mlops.registry.mlflow_api import Version, pointed_at
-from airflow_mlops.registry.models import ModelRegistry
+from airflow_mlops.registry.models import MODEL_DIGEST_TAG, ModelRegistry
 from airflow_mlops.spec.metrics import DEFAULT_METRICS, METRICS, metrics_of
 from airflow_mlops.spec.stages import Evaluate
 from airflow_mlops.stages.bootstrap import Scores
@@ -38,12 +38,12 @@ def run(call: Call, params: Evaluate, store: Store) -> Outcome:
     """Score the rows of ``test``; output ``evaluation``, a JSON with every metric and the scored rows' reference."""
     table = read_table(call.input("test"), store)
     registry = ModelRegistry.of(call, store)
-    run_id = registry.run_of(call)
+    run_id = registry.run_of_model(call.input("model").uri)
     with tempfile.TemporaryDirectory() as scratch, pointed_at(registry.ref.uri):
         folder = Path(scratch)
         facts = read_facts(run_id, folder / "facts")
         if facts.model_digest != call.input("model").digest:
-            raise GateError("the model is not the one that this run has trained", fix="rerun the training")
+            raise GateError("the model is not the one that its run has logged", fix="rerun the training")
         require_columns(table.column_names, {facts.target: "the target"})
         truth = encode(to_frame(table.select([facts.target]))[facts.target], facts)
         with loaded(facts, folder / "model") as model:
@@ -52,8 +52,11 @@ def run(call: Call, params: Evaluate, store: Store) -> Outcome:
         values = {name: evaluate(name, scores) for name in names}
         slices = {column: _by_slice(table, column, scores, names) for column in params.slices if _has(table, column)}
         scored = _columns("challenger", scores)
-        champion = _champion(registry) if params.versus_champion else None
-        if champion is not None:
+        champion = _champion(registry)
+        if champion is not None and champion.tags.get(MODEL_DIGEST_TAG) == facts.model_digest:
+            log.info("the model is champion %s already; there is nothing to compare", champion.version)
+            champion = None
+        if champion is not None and params.versus_champion:
             scored |= _score_champion(champion, facts, table, truth, folder)
         if params.plots:
             _log_plots(run_id, scores, facts, folder / "plots", registry.ref.uri)
@@ -87,7 +90,7 @@ def run(call: Call, params: Evaluate, store: Store) -> Outcome:
     )
     return outcome_of(
         call,
-        outputs={"evaluation": evaluation},
+        outputs={"evaluation": evaluation, "predictions": predictions},
         metrics={**values, "test_rows": float(table.num_rows)},
         info={
             "run_id": run_id,

@@ -18,6 +18,7 @@ def outcome_of(
         stage=call.stage,
         identity=call.identity,
         call_digest=call.digest,
+        run=call.run,
         window=call.window,
         outputs=outputs or {},
         metrics=metrics or {},

@@ -35,6 +35,19 @@ def run(call: Call, params: Promote, store: Store) -> Outcome:
             fix="pass the decision of the gate that judged this very version",
         )
     requests = Requests(store, registry.ref.model)
+    if version == decision["champion"] == registry.ledger.champion():
+        requests.settle(call.run, f"version {version} is the champion already")
+        return outcome_of(
+            call,
+            outputs={"champion": ArtifactRef(uri=ref.uri, digest=ref.digest, kind="model_version")},
+            verdict=Verdict(reasons=(f"version {version} is the champion already; nothing has changed",)),
+            info={
+                "version": version,
+                "run_id": registered.run_id,
+                "mlflow_url": registry.run_url(registered.run_id),
+                "unchanged": "true",
+            },
+        )
     entry = registry.ledger.record(
         "promotion",
         version=version,
@@ -47,7 +60,7 @@ def run(call: Call, params: Promote, store: Store) -> Outcome:
     )
     registry.project()
     requests.settle(call.run, f"version {version} was promoted")
-    run_id = registry.run_of(call)
+    run_id = registry.find_run(call) or registered.run_id
     registry.api.log(run_id, tags={"mlops.promoted": f"{registry.ref.model} version {version}"})
     before = f", after {entry.champion_before}" if entry.champion_before else ""
     return outcome_of(

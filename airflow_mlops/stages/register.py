@@ -10,10 +10,10 @@ from airflow_mlops.stages.outcome import outcome_of
 
 
 def run(call: Call, params: Register, store: Store) -> Outcome:
-    """Register the model of this run; output ``version``."""
+    """Register the model; output ``version``, which a model of equal content may have had before."""
     model = call.input("model")
     registry = ModelRegistry.of(call, store)
-    run_id = registry.run_of(call)
+    run_id = registry.run_of_model(model.uri)
     tags = {"mlops.pipeline": call.pipeline, "mlops.window": call.window.key if call.window else "all"}
     version = registry.register(model.uri, run_id, model.digest, tags)
     ref = ArtifactRef(uri=f"models:/{version.model}/{version.version}", digest=model.digest, kind="model_version")

@@ -14,7 +14,7 @@ import pyarrow as pa
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, Outcome, Verdict
 from airflow_mlops.errors import GateError
-from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
+from airflow_mlops.registry.models import MODEL_DIGEST_TAG, NOTE_TAG, ModelRegistry
 from airflow_mlops.registry.requests import Requests
 from airflow_mlops.spec.pipeline import VersusChampion
 from airflow_mlops.spec.stages import ValidateModel
@@ -30,14 +30,20 @@ def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
     """Judge an evaluation; output ``decision``. A model that passes becomes the challenger; a rejection is recorded."""
     evaluation = store.fetch_json(call.input("evaluation"))
     table = read_table(store.ref("predictions", evaluation["predictions"], ".parquet"), store)
-    verdict, comparison = judge(evaluation, table, params)
+    registry = ModelRegistry.of(call, store)
+    holder = registry.champion()
+    champion: str | None = evaluation["champion"]
+    already = holder is not None and holder.tags.get(MODEL_DIGEST_TAG) == evaluation["model"]
+    if holder is not None and already:
+        champion = holder.version
+    verdict, comparison = judge(evaluation, table, params, already=already)
     version = version_of(call.inputs["version"]) if "version" in call.inputs else None
     decision = store.put_json(
         {
             "status": verdict.status,
             "reasons": list(verdict.reasons),
             "model": evaluation["model"],
-            "champion": evaluation["champion"],
+            "champion": champion,
             "metrics": evaluation["metrics"],
             "comparison": comparison._asdict() if comparison else None,
             "evaluation": call.input("evaluation").digest,
@@ -45,25 +51,30 @@ def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
         },
         "decision",
     )
-    registry = ModelRegistry.of(call, store)
-    run_id = registry.run_of(call)
+    own_run = registry.find_run(call)
+    run_id = own_run or (registry.api.version(registry.ref.model, version).run_id if version else registry.run_of(call))
     metrics = {}
     if comparison:
         metrics = {
             f"gate.{name}": getattr(comparison, name) for name in ("champion", "challenger", "gain", "lower", "upper")
         }
     sentence = " ".join(f"{reason[:1].upper()}{reason[1:]}." for reason in verdict.reasons)
-    registry.api.log(
-        run_id, metrics=metrics, tags={"mlops.verdict": verdict.status, NOTE_TAG: f"**{verdict.status}**: {sentence}"}
-    )
+    # Of the champion all is said already, unless it was trained once more.
+    unchanged = already and verdict.passed
+    if own_run or not unchanged:
+        registry.api.log(
+            run_id,
+            metrics=metrics,
+            tags={"mlops.verdict": verdict.status, NOTE_TAG: f"**{verdict.status}**: {sentence}"},
+        )
     requests = Requests(store, registry.ref.model)
-    if verdict.passed and version is not None:
+    if verdict.passed and version is not None and not already:
         registry.set_challenger(version)
     elif not verdict.passed:
         registry.ledger.record(
             "rejection",
             version=version or "unregistered",
-            champion_before=evaluation["champion"],
+            champion_before=champion,
             decision=decision.digest,
             reasons=verdict.reasons,
             requests=tuple(requests.claimed_by(call.run)),
@@ -71,7 +82,7 @@ def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
             window=call.window.key if call.window else None,
         )
         requests.settle(call.run, f"{verdict.status}: {sentence}")
-    if version is not None:
+    if version is not None and not unchanged:
         registry.api.tag_version(registry.ref.model, version, {"mlops.verdict": verdict.status})
         registry.api.describe_version(registry.ref.model, version, sentence)
     return outcome_of(
@@ -85,14 +96,22 @@ def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
         info={
             "run_id": run_id,
             "version": version,
-            "champion": evaluation["champion"],
+            "champion": champion,
             "mlflow_url": registry.run_url(run_id),
         },
     )
 
 
-def judge(evaluation: dict[str, Any], table: pa.Table, params: ValidateModel) -> tuple[Verdict, Comparison | None]:
+def judge(
+    evaluation: dict[str, Any], table: pa.Table, params: ValidateModel, *, already: bool = False
+) -> tuple[Verdict, Comparison | None]:
     """Decide from an evaluation and its scored rows alone; nothing is changed.
+
+    Args:
+        evaluation: what the evaluation found.
+        table: its scored rows.
+        params: the limits and the rule of comparison.
+        already: whether the model is the champion, so that only the absolute limits are left to ask.
 
     Raises:
         GateError: when a limit names a metric that was not evaluated, or the comparison cannot be computed.
@@ -115,6 +134,8 @@ def judge(evaluation: dict[str, Any], table: pa.Table, params: ValidateModel) ->
     ]
     if failed:
         return Verdict(status="rejected", reasons=tuple(failed)), None
+    if already:
+        return Verdict(status="ok", reasons=("it is the champion already",)), None
     if params.versus_champion is None or evaluation["champion"] is None:
         within = "it is within the absolute limits" if params.min or params.max else "no absolute limit is declared"
         what = "there is no champion yet" if params.versus_champion else "no comparison with the champion is declared"
@@ -131,6 +152,11 @@ def _versus(
             f"the gate asks for {metric!r}, which was not evaluated", allowed=", ".join(evaluation["metrics"])
         )
     champion = evaluation["champion"]
+    if "champion.seen" not in table.column_names:
+        raise GateError(
+            f"the evaluation has not scored champion {champion}",
+            fix="let it: versus_champion=True of the evaluation, or compare with absolute limits only",
+        )
     fresh = table.filter(pa.array(~table["champion.seen"].to_numpy(zero_copy_only=False)))
     if fresh.num_rows < rule.min_rows:
         reason = (

@@ -105,12 +105,15 @@ def test_versions_are_strings_and_count_up(uri: str, api: MlflowApi, fresh_name:
     api.create_model(fresh_name)
     experiment = api.experiment_id(fresh_name)
     for number in range(1, 12):
-        made = api.create_version(fresh_name, logged_model(uri, experiment, run), run, {"digest": f"{number}"})
+        made = api.create_version(
+            fresh_name, logged_model(uri, experiment, run), run, {"digest": f"{number}", "kind": "toy"}
+        )
         assert made.version == str(number)
-    found = api.versions_of_run(fresh_name, run)
+    found = api.versions_tagged(fresh_name, "kind", "toy")
     assert [version.version for version in found] == [str(number) for number in range(1, 12)]
     assert [version.tags["digest"] for version in found] == [str(number) for number in range(1, 12)]
-    assert api.versions_of_run(fresh_name, "0" * 32) == []
+    assert [version.version for version in api.versions_tagged(fresh_name, "digest", "7")] == ["7"]
+    assert api.versions_tagged(fresh_name, "digest", "12") == []
 
 
 def test_a_version_is_read_and_described(api: MlflowApi, fresh_name: str, run: str, version: Version) -> None:

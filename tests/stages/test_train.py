@@ -170,7 +170,7 @@ def test_a_model_of_the_users_own_code_works_in_a_process_that_does_not_have_it(
         world.registry.uri,
         outcome.outputs["model"].uri,
         str(rows),
-        call.model_copy(update={"run": "another"}).model_dump_json(),
+        call.model_copy(update={"run": "another", "cache": False}).model_dump_json(),
         cwd=elsewhere,
     )
     said, digest = toy.finish(child)
