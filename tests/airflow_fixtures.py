@@ -103,10 +103,9 @@ class Airflow:
             dates: ``logical_date``, ``data_interval``, ``partition_key``.
         """
         from airflow.models.asset import AssetEvent
-        from airflow.sdk.definitions.dag import _run_task
         from airflow.serialization.serialized_objects import DagSerialization
         from airflow.utils.session import create_session
-        from airflow.utils.state import DagRunState, TaskInstanceState
+        from airflow.utils.state import DagRunState
         from airflow.utils.types import DagRunTriggeredByType, DagRunType
 
         dag = self.dag(dag_id)
@@ -126,22 +125,51 @@ class Airflow:
             )
             run.consumed_asset_events.extend(session.get(AssetEvent, event) for event in events or [])
             session.commit()
-            before: list[Any] = []
-            while run.state == DagRunState.RUNNING:
-                session.expire_all()
-                ready, _ = run.update_state(session=session)
-                stands = sorted((ti.task_id, str(ti.state)) for ti in run.get_task_instances(session=session))
-                if not ready and stands == before:
-                    break
-                before = stands
-                for ti in ready:
-                    ti.try_number += 1
-                    ti.state = TaskInstanceState.SCHEDULED
-                session.commit()
-                for ti in ready:
-                    _run_task(ti=ti, task=dag.task_dict[ti.task_id], run_triggerer=triggers)
-            session.commit()
+            self._go_on(dag, run, session, triggers)
             return self.look(run)
+
+    def clear(self, dag_id: str, run_id: str, *tasks: str) -> Run:
+        """Clear tasks of a run, and no others, as the UI does, and go on with it as a scheduler would."""
+        from airflow.models.dagrun import DagRun
+        from airflow.models.taskinstance import clear_task_instances
+        from airflow.serialization.serialized_objects import DagSerialization
+        from airflow.utils.session import create_session
+        from airflow.utils.state import DagRunState
+        from sqlalchemy import select
+
+        dag = self.dag(dag_id)
+        self.sync()
+        with create_session() as session:
+            run = session.scalars(select(DagRun).filter_by(dag_id=dag.dag_id, run_id=run_id)).one()
+            there = {ti.task_id: ti for ti in run.get_task_instances(session=session)}
+            clear_task_instances([there[task] for task in tasks], session)
+            session.commit()
+            run.dag = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
+            run.state = DagRunState.RUNNING
+            session.commit()
+            self._go_on(dag, run, session, triggers=True)
+            return self.look(run)
+
+    def _go_on(self, dag: Any, run: Any, session: Any, triggers: bool) -> None:
+        """Run what can be run, until nothing can."""
+        from airflow.sdk.definitions.dag import _run_task
+        from airflow.utils.state import DagRunState, TaskInstanceState
+
+        before: list[Any] = []
+        while run.state == DagRunState.RUNNING:
+            session.expire_all()
+            ready, _ = run.update_state(session=session)
+            stands = sorted((ti.task_id, str(ti.state)) for ti in run.get_task_instances(session=session))
+            if not ready and stands == before:
+                break
+            before = stands
+            for ti in ready:
+                ti.try_number += 1
+                ti.state = TaskInstanceState.SCHEDULED
+            session.commit()
+            for ti in ready:
+                _run_task(ti=ti, task=dag.task_dict[ti.task_id], run_triggerer=triggers)
+        session.commit()
 
     def sync(self) -> None:
         """Put the DAGs into the metadata database, as the DAG processor does."""

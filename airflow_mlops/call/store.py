@@ -71,7 +71,7 @@ def digest_of_file(path: str | Path) -> str:
     return "sha256:" + digest.hexdigest()
 
 
-def _age(info: dict[str, Any]) -> float:
+def age_of(info: dict[str, Any]) -> float:
     """When a file was written, in seconds, by whatever name its file system gives that; 0 where it does not tell."""
     at = next((info[name] for name in ("mtime", "updated", "LastModified", "created") if info.get(name)), 0.0)
     if isinstance(at, str):
@@ -277,7 +277,7 @@ class Store:
             return []
         with reaching(self.uri(*parts)):
             found = self.fs.ls("/".join((self.path, *parts)), detail=True)
-        age = {each["name"].rstrip("/").rsplit("/", 1)[-1]: _age(each) for each in found}
+        age = {each["name"].rstrip("/").rsplit("/", 1)[-1]: age_of(each) for each in found}
         return sorted(names, key=lambda name: age.get(name, 0.0), reverse=True)[:most]
 
     def has(self, ref: ArtifactRef) -> bool:

@@ -75,6 +75,21 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument("--out", metavar="FILE", help="where to write it (default: standard output)")
     infer.set_defaults(handler=_infer)
 
+    cache = commands.add_parser("cache", help="what is kept of earlier runs, why a stage is done again, what may go")
+    asked = cache.add_subparsers(dest="asked", metavar="COMMAND", required=True)
+    listed = asked.add_parser("ls", help="list what is kept: stage, key, when, size, by which run")
+    explained = asked.add_parser("explain", help="say of each stage whether a run would do it, and why")
+    pruned = asked.add_parser("prune", help="remove old entries, and the artifacts that nothing names any more")
+    explained.add_argument("file", metavar="PIPELINE.yaml")
+    explained.add_argument("--window", metavar="KEY", help="the window (default: the newest there is)")
+    explained.add_argument("--registry", metavar="URI", help="MLflow's tracking URI, as for run")
+    pruned.add_argument("--older-than", metavar="AGE", default="30d", help="such as 12h or 30d (default: %(default)s)")
+    pruned.add_argument("--dry-run", action="store_true", help="only say what would go")
+    for each, handler in ((listed, "ls"), (explained, "explain"), (pruned, "remove")):
+        each.add_argument("--pipeline", metavar="NAME", help="this pipeline only")
+        each.add_argument("--store", metavar="URI", help=f"the artifact store (default: {STATE_FOLDER}/store)")
+        each.set_defaults(handler=_cache, command_name=handler)
+
     demo = commands.add_parser("demo", help="run the flights demo: a real Airflow and MLflow on this machine")
     demo.add_argument("--dags", default="dags", metavar="DIR", help="the folder with the demo's DAGs and data")
     demo.add_argument("--months", type=int, default=None, metavar="N", help="how many months arrive")
@@ -113,6 +128,12 @@ def _run(options: argparse.Namespace) -> int:
     from airflow_mlops.cli.run import run
 
     return run(options, Path(STATE_FOLDER))
+
+
+def _cache(options: argparse.Namespace) -> int:
+    from airflow_mlops.cli import cache
+
+    return int(getattr(cache, options.command_name)(options, Path(STATE_FOLDER)))
 
 
 def _schema(options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from airflow_mlops.call.code import snapshot
 from airflow_mlops.call.dispatch import run as run_call
 from airflow_mlops.call.source import windows_of
 from airflow_mlops.call.store import Store
-from airflow_mlops.call.wire import Call, Outcome, RegistryRef
+from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, RegistryRef
 from airflow_mlops.errors import DataNotFoundError, DeclarationError, MlopsError
-from airflow_mlops.spec import Declaration, load_declarations, train_plan
+from airflow_mlops.spec import Declaration, Node, load_declarations, train_plan
 from airflow_mlops.spec.source import SqlSource
 from airflow_mlops.spec.stages import resolve
 from airflow_mlops.spec.window import Window, parse_key, window_before
@@ -32,17 +32,12 @@ Progress = Callable[[str, str, float, Outcome | None], None]
 
 def run(options: argparse.Namespace, state: Path) -> int:
     """Run the command; see ``airflow-mlops run --help``."""
-    declaration = _choose(load_declarations(options.file), options)
+    declaration = choose_declaration(load_declarations(options.file), options)
     problems = problems_of(declaration)
     if problems:
         raise DeclarationError(problems)
     name = declaration.pipeline.name
-    registry_uri = (
-        options.registry or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{state.absolute()}/mlflow.db"
-    )
-    if registry_uri.startswith("sqlite:///"):
-        Path(registry_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    store = options.store or str(state.absolute() / "store")
+    registry, store = registry_of(options, state, name), store_of(options, state)
     identity = options.resume or f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
     window = choose_window(declaration, options.window)
     say = _silent if options.json else _print_stage
@@ -58,7 +53,7 @@ def run(options: argparse.Namespace, state: Path) -> int:
                 declaration,
                 window=window,
                 store=store,
-                registry=RegistryRef(uri=registry_uri, model=name, experiment=name),
+                registry=registry,
                 run=f"cli/{identity}",
                 progress=say,
                 outcomes=outcomes,
@@ -97,19 +92,10 @@ def run_plan(
     """
     plan = train_plan(declaration.pipeline)
     root = Store(store)
-    code = snapshot(sorted({path for node in plan for path in node.params.callables()}), declaration.base, root)
+    code = code_of(declaration, root)
     for position, node in enumerate(plan):
-        call = Call(
-            pipeline=declaration.pipeline.name,
-            stage=node.stage,
-            run=run,
-            window=window,
-            inputs={name: outcomes[stage].outputs[output] for name, (stage, output) in node.inputs.items()},
-            params=node.params.resolved(declaration.base).model_dump(mode="json", by_alias=True),
-            code=code if node.params.callables() else None,
-            store=root.root,
-            registry=registry,
-            cache=cache,
+        call = call_of(
+            declaration, node, outcomes, code=code, window=window, run=run, store=root, registry=registry, cache=cache
         )
         earlier = root.read_outcome(call)
         if earlier is not None:
@@ -128,6 +114,52 @@ def run_plan(
             for later in plan[position + 1 :]:
                 progress(later.stage, "skipped", 0.0, None)
             return
+
+
+def code_of(declaration: Declaration, store: Store) -> ArtifactRef | None:
+    """The snapshot of all the user's code that the train plan runs."""
+    paths = {path for node in train_plan(declaration.pipeline) for path in node.params.callables()}
+    return snapshot(sorted(paths), declaration.base, store)
+
+
+def call_of(
+    declaration: Declaration,
+    node: Node,
+    outcomes: Mapping[str, Outcome],
+    *,
+    code: ArtifactRef | None,
+    window: Window | None,
+    run: str,
+    store: Store,
+    registry: RegistryRef,
+    cache: bool = True,
+) -> Call:
+    """The Call of one stage, after the stages that it takes from."""
+    return Call(
+        pipeline=declaration.pipeline.name,
+        stage=node.stage,
+        run=run,
+        window=window,
+        inputs={name: outcomes[stage].outputs[output] for name, (stage, output) in node.inputs.items()},
+        params=node.params.resolved(declaration.base).model_dump(mode="json", by_alias=True),
+        code=code if node.params.callables() else None,
+        store=store.root,
+        registry=registry,
+        cache=cache,
+    )
+
+
+def registry_of(options: argparse.Namespace, state: Path, name: str) -> RegistryRef:
+    """The registry of a pipeline: the one given, that of MLflow's own variable, or a database in the state folder."""
+    uri = options.registry or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{state.absolute()}/mlflow.db"
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return RegistryRef(uri=uri, model=name, experiment=name)
+
+
+def store_of(options: argparse.Namespace, state: Path) -> str:
+    """The root of the store: the one given, or one in the state folder."""
+    return options.store or str(state.absolute() / "store")
 
 
 def choose_window(declaration: Declaration, key: str | None) -> Window | None:
@@ -150,7 +182,12 @@ def choose_window(declaration: Declaration, key: str | None) -> Window | None:
     return there[-1]
 
 
-def _choose(declarations: list[Declaration], options: argparse.Namespace) -> Declaration:
+def choose_declaration(declarations: list[Declaration], options: argparse.Namespace) -> Declaration:
+    """The pipeline asked for, or the only one of the file.
+
+    Raises:
+        DeclarationError: when there is no such pipeline, or there are several to choose from.
+    """
     names = [declaration.pipeline.name for declaration in declarations]
     if options.pipeline:
         found = [each for each in declarations if each.pipeline.name == options.pipeline]

@@ -296,7 +296,10 @@ class PromoteModelOperator(StageOperator):
         super().__init__(settings={"version": version, "decision": decision}, pipeline=pipeline, **kwargs)
 
     def finish(self, context: Context, outcome: Outcome) -> dict[str, Any]:
-        """Tell those that wait for a new champion which one it is."""
+        """Tell those that wait for a new champion which one it is; nothing where it was the champion before."""
+        if "unchanged" in outcome.info:
+            # An outlet is updated by every success of its task, and no champion is new here.
+            self.outlets = []
         for outlet in self.outlets:
             context["outlet_events"][outlet].extra = {"version": outcome.info["version"]}
         return super().finish(context, outcome)

@@ -44,6 +44,7 @@ def test_a_model_that_is_not_better_is_rejected_and_changes_nothing(toy_months: 
     assert toy_months.test("train", "2024-01").state == "success"
     before = toy.state_of(toy_months.world)
 
+    toy_months.declare(train={"params": {"C": 0.5}})
     run = toy_months.test("train", "2024-01")
 
     assert run.state == "success"
