@@ -10,10 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import runs, startup, workers
+from benchmarks import rerun, runs, startup, workers
 from benchmarks.table import Table
 
-PARTS = ("import", "parse", "run", "airflow")
+PARTS = ("import", "parse", "run", "airflow", "rerun")
 ROWS, QUICK_ROWS = 100_000, 5_000
 
 
@@ -47,6 +47,8 @@ def main() -> int:
             bare = runs.measure(table, home / "run", rows, repeat, warm_up=not options.quick, ours="run" in parts)
             if "airflow" in parts:
                 workers.measure(table, home / "airflow", home / "run", bare)
+        if "rerun" in parts:
+            rerun.measure(table, home / "rerun", rows, 1 if options.quick else 3)
     print(f"\nload {_load()} at the end, after {time.monotonic() - started:.0f} s\n")
     print(table.text())
     return 0

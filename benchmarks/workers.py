@@ -12,10 +12,12 @@ from benchmarks.data import EMPTY_DAG, MODEL, write_dag_file, write_declaration
 from benchmarks.table import Row, Table
 
 MOST = 3.0
-_PARSE_SECONDS, _RUN_SECONDS, _SETTLE_SECONDS = 180, 600, 2.0
+PARSE_SECONDS, _RUN_SECONDS, _SETTLE_SECONDS = 180, 600, 2.0
 
 
-class _Run(NamedTuple):
+class DagRun(NamedTuple):
+    """What a DAG run has cost, and how many tasks it had."""
+
     cost: Cost
     tasks: int
 
@@ -26,7 +28,7 @@ def measure(table: Table, home: Path, data: Path, bare: Cost) -> None:
         how = "workers from a warm forkserver" if warm else "workers by Airflow's defaults"
         print(f"\na train run in Airflow, {how}", flush=True)
         folder = home / ("warm" if warm else "cold")
-        _lay_out(folder / "dags", data)
+        lay_out(folder / "dags", data)
         # The compiled files of the runs before are taken over.
         environment = compiled(
             data / "pycache" if (data / "pycache").exists() else None,
@@ -37,20 +39,18 @@ def measure(table: Table, home: Path, data: Path, bare: Cost) -> None:
                 preloaded = services.environment["AIRFLOW__CORE__MP_FORKSERVER_PRELOAD"]
                 python("-c", f"import {preloaded}", environment=services.environment)
             services.start()
-            services.wait("dag-processor", lambda: _parsed(services), _PARSE_SECONDS)
-            start = _run(services, "empty")
-            empty = _run(services, "empty")
+            services.wait("dag-processor", lambda: parsed(services), PARSE_SECONDS)
+            start = run_dag(services, "empty")
+            empty = run_dag(services, "empty")
             # One pipeline's run compiles what tasks import; the other's is measured.
-            _run(services, f"{MODEL}-000.train")
-            train = _run(services, f"{MODEL}-001.train")
-            again = _run(services, f"{MODEL}-001.train")
+            run_dag(services, f"{MODEL}-000.train")
+            train = run_dag(services, f"{MODEL}-001.train")
         _report(table, how, train, bare)
-        table.ratio("  the next run, against a champion", again.cost.cpu, bare.cpu, None)
         table.ratio(f"  of that Airflow's own: {empty.tasks} tasks that do nothing", empty.cost.cpu, bare.cpu, None)
         table.add(Row("  once: to start the workers", f"{start.cost.cpu - empty.cost.cpu:.2f} CPU s"))
 
 
-def _report(table: Table, how: str, train: _Run, bare: Cost) -> None:
+def _report(table: Table, how: str, train: DagRun, bare: Cost) -> None:
     table.ratio(f"train run, {how} / bare script", train.cost.cpu, bare.cpu, MOST)
     table.add(
         Row(
@@ -61,21 +61,27 @@ def _report(table: Table, how: str, train: _Run, bare: Cost) -> None:
     )
 
 
-def _lay_out(dags: Path, data: Path) -> None:
+def lay_out(dags: Path, data: Path) -> None:
+    """Put two pipelines, their rows and the empty DAG into a DAGs folder."""
     write_declaration(dags, 2)
     write_dag_file(dags)
     (dags / "rows.parquet").hardlink_to(data / "rows.parquet")
     (dags / "empty.py").write_text(EMPTY_DAG.format(tasks=9))
 
 
-def _parsed(services: Services) -> bool:
+def parsed(services: Services) -> bool:
+    """Whether every DAG is there.
+
+    Raises:
+        ServiceError: when a DAG file does not load.
+    """
     errors = services.airflow("GET", "importErrors?limit=1")["import_errors"]
     if errors:
         raise ServiceError(f"a DAG file does not load:\n{errors[0]['stack_trace']}")
     return len(services.airflow("GET", "dags?limit=10")["dags"]) == 7
 
 
-def _run(services: Services, dag_id: str) -> _Run:
+def run_dag(services: Services, dag_id: str) -> DagRun:
     """Run a DAG and count what the scheduler's children burn between its start and its end."""
     scheduler = services.pid("scheduler")
     # Let what ended just now be waited for, and be counted before.
@@ -91,7 +97,7 @@ def _run(services: Services, dag_id: str) -> _Run:
     wrong = [task for task, state in states.items() if state == "failed"]
     if wrong:
         raise ServiceError(f"{dag_id}: {wrong[0]} failed:\n{services.task_log(dag_id, run_id, wrong[0])}")
-    return _Run(Cost(cpu, wall, memory.largest), len(states))
+    return DagRun(Cost(cpu, wall, memory.largest), len(states))
 
 
 def _state(services: Services, dag_id: str, run_id: str) -> str:

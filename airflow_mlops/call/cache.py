@@ -29,6 +29,7 @@ from airflow_mlops.call.source import content_of, files_of, partitions_of
 from airflow_mlops.call.store import Store, reaching
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, Wire, digest_of
 from airflow_mlops.errors import MlopsError, RegistryUnreachableError, StoreError, StoreUnreachableError
+from airflow_mlops.spec.source import SqlSource
 from airflow_mlops.spec.stages import Extract, StageParams
 from airflow_mlops.spec.window import Window, last_windows
 
@@ -188,8 +189,7 @@ def _write(store: Store, call: Call, components: dict[str, str], outcome: Outcom
 
 def _components(call: Call, params: StageParams, store: Store) -> dict[str, str]:
     """What the Call itself says, and what runs it."""
-    ignored = {*params.uncached, *(name for name in params.path_fields if isinstance(getattr(params, name), str))}
-    said = params.model_dump(mode="json", by_alias=True, exclude=ignored)
+    said = params.model_dump(mode="json", by_alias=True, exclude=set(params.uncached))
     files = code_files(call.code, store) if call.code else {}
     found = {
         "airflow_mlops": _own_source(),
@@ -306,36 +306,34 @@ def _outside(call: Call, params: StageParams, store: Store) -> _Outside | None:
 
 def _source(params: Extract, window: Window | None) -> _Outside | None:
     """The files that an extraction reads, by content, in their order; None where one is missing: it will say so."""
-    windows = last_windows(params.grain, window, params.last) if window else ()
-    each = windows if "{window}" in params.source else (None,)
-    found = [files_of(params.source, part) for part in each]
-    if not found or not all(found):
+    source = params.source
+    if isinstance(source, SqlSource):
+        # A database is not asked what it holds: extraction has snapshots of its own, and what follows goes by content.
         return None
-    files = [file for part in found for file in part]
-    components = {
-        f"source {number}": " ".join((_form(file, params.format), content_of(file), *_columns(params.source, file)))
-        for number, file in enumerate(files, 1)
-    }
-    stamps = []
-    for file in files:
-        with reaching(file):
-            fs, path = url_to_fs(file)
-            stamps.append(fs.ukey(path))
-    if params.time and windows:
-        components["times"] = f"{windows[0].start.isoformat()} to {windows[-1].end.isoformat()}"
-    labels = {f"source {number}": file for number, file in enumerate(files, 1)}
-    return _Outside(components, labels, " ".join(stamps))
+    windows = last_windows(params.grain, window, params.last) if window else ()
+    components, labels, stamps = {}, {}, []
+    for part in [(each,) for each in windows] if "{window}" in source else [windows]:
+        files = files_of(source, part[-1] if part else None)
+        if not files:
+            return None
+        for file in files:
+            name = f"source {len(labels) + 1}"
+            labels[name] = file
+            said = [_form(file, params.format), content_of(file), *sorted(partitions_of(source, file).items())]
+            if params.time and part:
+                said.append(f"{part[0].start.isoformat()} to {part[-1].end.isoformat()}")
+            components[name] = json.dumps(said)
+            with reaching(file):
+                fs, path = url_to_fs(file)
+                stamps.append(fs.ukey(path))
+    return _Outside(components, labels, " ".join(stamps)) if components else None
 
 
 def _form(file: str, declared: str | None) -> str:
     """How a file is read: its format, and for texts what the name says of delimiter and packing."""
-    name = file.rpartition("/")[2].lower()
+    name = file.lower()
     csv = declared == "csv" if declared else name.removesuffix(".gz").endswith((".csv", ".tsv"))
     return f"csv{' tabs' if '.tsv' in name else ''} {name.rpartition('.')[2]}" if csv else "parquet"
-
-
-def _columns(source: str, file: str) -> list[str]:
-    return [f"{name}={value}" for name, value in partitions_of(source, file).items()]
 
 
 def _registry(call: Call, store: Store) -> Any:

@@ -23,6 +23,7 @@ GRACE = timedelta(days=1)
 
 _DIGEST = re.compile(rb"sha256:([0-9a-f]{64})")
 _NAME = re.compile(r"([0-9a-f]{64})\b")
+_REMADE = re.compile(r"/(runs/[0-9a-f-]+|[0-9a-f]{32})\.json$")
 _ALWAYS = frozenset({"code"})
 """Kinds of artifacts that stay: only a running task may know a code snapshot, and they are small."""
 
@@ -32,8 +33,8 @@ class Pruned(NamedTuple):
 
     entries: int
     """Entries of the cache."""
-    outcomes: int
-    """Outcomes of runs that ended before the limit."""
+    records: int
+    """Records that nothing needs: outcomes of runs that have ended, and snapshots of files, which can be read again."""
     artifacts: int
     """Artifacts."""
     size: int
@@ -50,7 +51,8 @@ def prune(store: Store, older_than: timedelta, pipeline: str | None = None, *, d
     """Remove entries older than a limit, and the artifacts that only they and as old outcomes name.
 
     Outcomes of stages that change the registry stay, and so do those of a run in which anything is younger than the
-    limit: it may go on. Artifacts are looked at before what names them is read, so one that is named meanwhile stays.
+    limit: it may go on. Snapshots of a database stay, for nobody can read them again. Artifacts are looked at before
+    what names them is read, so one that is named meanwhile stays.
 
     Args:
         store: the store.
@@ -66,14 +68,14 @@ def prune(store: Store, older_than: timedelta, pipeline: str | None = None, *, d
         if entry.at <= limit
     ]
     candidates = [file for file in _files(store, "artifacts") if file.at <= settled and _kind(file) not in _ALWAYS]
-    old_outcomes = _outcomes(store, settled)
-    gone = {_path(uri) for uri in old_entries} | old_outcomes
-    needed = _needed(store, gone)
+    old_records = _outcomes(store, settled) | _snapshots(store, settled)
+    gone = {_path(uri) for uri in old_entries} | old_records
+    needed = _needed(store, gone, settled)
     artifacts = [file for file in candidates if (found := _NAME.search(file.path)) and found[1] not in needed]
     if not dry_run:
         for path in (*gone, *(file.path for file in artifacts)):
             _remove(store, path)
-    return Pruned(len(old_entries), len(old_outcomes), len(artifacts), sum(file.size for file in artifacts))
+    return Pruned(len(old_entries), len(old_records), len(artifacts), sum(file.size for file in artifacts))
 
 
 def _path(uri: str) -> str:
@@ -117,15 +119,20 @@ def _outcomes(store: Store, settled: float) -> set[str]:
     }
 
 
-def _needed(store: Store, gone: set[str]) -> set[str]:
-    """The digests that stand in the JSON that stays, and in the JSON artifacts that are named there."""
+def _snapshots(store: Store, settled: float) -> set[str]:
+    """Old records of what was read: of files, and what one task was given for its retries."""
+    return {file.path for file in _files(store, "snapshots") if file.at <= settled and _REMADE.search(file.path)}
+
+
+def _needed(store: Store, gone: set[str], settled: float) -> set[str]:
+    """The digests that stand in the JSON that stays, and in the JSON artifacts that are young or named there."""
     needed: set[str] = set()
     inside: dict[str, str] = {}
     for file in _files(store):
         below = file.path.removeprefix(store.path).lstrip("/")
         if not file.path.endswith(".json") or below.startswith("scratch/") or file.path in gone:
             continue
-        if below.startswith("artifacts/"):
+        if below.startswith("artifacts/") and file.at <= settled:
             found = _NAME.search(file.path)
             if found:
                 inside[found[1]] = file.path

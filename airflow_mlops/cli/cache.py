@@ -74,7 +74,7 @@ def remove(options: argparse.Namespace, state: Path) -> int:
     done = prune(Store(store_of(options, state)), age, options.pipeline, dry_run=options.dry_run)
     verb = "would remove" if options.dry_run else "removed"
     print(
-        f"{verb} {done.entries} entries, {done.outcomes} outcomes and {done.artifacts} artifacts "
+        f"{verb} {done.entries} entries, {done.records} records of runs and {done.artifacts} artifacts "
         f"({_readable(done.size)})"
     )
     return 0

@@ -28,7 +28,7 @@ class StageParams(Section):
     """The params of one stage.
 
     ``code_fields`` names those that hold paths of the user's own functions, ``path_fields`` those that hold files,
-    ``uncached`` those that change nothing of what comes out.
+    ``uncached`` those that change nothing of what comes out, or whose content counts and not what is said here.
     """
 
     stage: ClassVar[str]
@@ -56,6 +56,7 @@ class Extract(StageParams):
 
     stage = "extract"
     path_fields = ("source",)
+    uncached = ("source", "settle", "snapshots")
     source: Source
     """A Parquet or CSV file or a folder of them: a path or any fsspec URI, ``{window}`` for each window's key. Or
     ``{connection: ..., query: ...}``: a SQL database."""
