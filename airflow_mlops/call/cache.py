@@ -311,7 +311,9 @@ def _source(params: Extract, window: Window | None) -> _Outside | None:
         # A database is not asked what it holds: extraction has snapshots of its own, and what follows goes by content.
         return None
     windows = last_windows(params.grain, window, params.last) if window else ()
-    components, labels, stamps = {}, {}, []
+    components: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    stamps: list[str] = []
     for part in [(each,) for each in windows] if "{window}" in source else [windows]:
         files = files_of(source, part[-1] if part else None)
         if not files:
