@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from airflow_mlops import __version__
-from airflow_mlops.errors import MlopsError
+from airflow_mlops.errors import DeclarationError, MlopsError
 
 STATE_FOLDER = ".airflow-mlops"
 
@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument("source", metavar="SOURCE", help="a Parquet or CSV file, or a pipeline's YAML file")
     infer.add_argument("--window", metavar="KEY", help="the window to read, for a pipeline (default: the newest)")
     infer.add_argument("--out", metavar="FILE", help="where to write it (default: standard output)")
+    infer.add_argument("--force", action="store_true", help="write over an earlier file")
     infer.set_defaults(handler=_infer)
 
     cache = commands.add_parser("cache", help="what is kept of earlier runs, why a stage is done again, what may go")
@@ -149,7 +150,16 @@ def _infer(options: argparse.Namespace) -> int:
 
     text = infer(options.source, options.window)
     if options.out:
-        Path(options.out).write_text(text, encoding="utf-8")
+        out = Path(options.out)
+        if out.exists() and not options.force:
+            raise DeclarationError(
+                [f"{out}: is there already, and may hold corrections; try: --force, or another --out"]
+            )
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise DeclarationError([f"{out}: cannot be written: {error.strerror or error}"]) from error
         print(f"wrote {options.out}: review it, and name it in the pipeline's data.schema", file=sys.stderr)
     else:
         print(text, end="")

@@ -91,6 +91,8 @@ class MlflowHook(BaseHook):
             TIMEOUT_VARIABLE: timeout,
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
             "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+            # Airflow takes what is written to standard error for errors.
+            "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         }
         if connection.password and connection.login:
             found |= {

@@ -218,6 +218,10 @@ class StageTask:
             ti.xcom_push(key=key, value=outcome.info.get(key, ""))
         for reason in outcome.verdict.reasons:
             self.log.info("%s: %s: %s", outcome.stage, outcome.verdict.status, reason)
+        if outcome.metrics:
+            self.log.info("metrics: %s", ", ".join(f"{name} {value:,.6g}" for name, value in outcome.metrics.items()))
+        for name, made in outcome.outputs.items():
+            self.log.info("%s: %s%s", name, made.uri, "" if made.rows is None else f" ({made.rows:,} rows)")
         return outcome.model_dump(mode="json")
 
     def on_kill(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -32,6 +33,10 @@ with warnings.catch_warnings():
     # While it is imported, skops looks through every module there is, and Airflow's deprecated names complain.
     warnings.simplefilter("ignore")
     import skops.io
+
+# MLflow writes its log lines to standard error, where Airflow takes each of them for an error.
+logging.getLogger("mlflow").handlers.clear()
+logging.getLogger("mlflow").propagate = True
 
 dump_skops = skops.io.dump
 

@@ -170,13 +170,19 @@ def test_an_inferred_schema_fits_the_rows_it_was_inferred_from(tmp_path: Path) -
     toy.months(tmp_path, ("2024-01", "2024-02"))
     toy.declare(tmp_path)
 
-    wrote = command("schema", "infer", "toy.yaml", "--out", "schema.yaml", cwd=tmp_path)
+    infer = ("schema", "infer", "toy.yaml", "--out", "schemas/toy.yaml")
+    wrote = command(*infer, cwd=tmp_path)
 
     assert wrote.returncode == 0 and "review it" in wrote.stderr
     printed = command("schema", "infer", "data/2024-02.parquet", cwd=tmp_path).stdout
-    assert (tmp_path / "schema.yaml").read_text() == printed
-    assert load_schema(str(tmp_path / "schema.yaml")).columns.keys() >= {"amount", "region", "y"}
-    toy.declare(tmp_path, data={"schema": "schema.yaml"})
+    file = tmp_path / "schemas" / "toy.yaml"
+    assert file.read_text() == printed
+    file.write_text(f"{printed}# reviewed\n")
+    again = command(*infer, cwd=tmp_path)
+    assert again.returncode == 1 and "--force" in again.stderr and file.read_text().endswith("# reviewed\n")
+    assert command(*infer, "--force", cwd=tmp_path).returncode == 0 and file.read_text() == printed
+    assert load_schema(str(file)).columns.keys() >= {"amount", "region", "y"}
+    toy.declare(tmp_path, data={"schema": "schemas/toy.yaml"})
     assert command("lint", "toy.yaml", cwd=tmp_path).returncode == 0
     assert command("run", "toy.yaml", "--window", "2024-02", cwd=tmp_path).returncode == 0
 
