@@ -45,7 +45,7 @@ INFO = "cache"
 _LIBRARIES = ("numpy", "pandas", "pyarrow", "scikit-learn", "scipy", "mlflow", "skops", "optuna", "pandera")
 _OWN = ("spec", "call", "drift", "registry", "stages")
 _MODULES = {"sklearn": "scikit-learn", "yaml": "PyYAML", "PIL": "pillow", "dateutil": "python-dateutil"}
-_NEAREST = 50
+_NEAREST = 20
 _SHOWN = 3
 _LONGEST = 60
 

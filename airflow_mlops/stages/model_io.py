@@ -214,7 +214,7 @@ def loaded(facts: Facts, target: Path) -> Iterator[Model]:
     if file is None or model_digest(file) != facts.model_digest:
         raise StoreError(
             f"the model at {facts.model_uri} is not the one that was trained: its digest differs",
-            fix="train again; somebody has changed the file",
+            fix="somebody has changed the file: train again with cache: false, or after airflow-mlops cache prune",
         )
     code = folder / "code"
     with code_scope(code if code.is_dir() else None) as scope:

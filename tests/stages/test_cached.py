@@ -1,0 +1,116 @@
+"""Models that are found again: the registry, the gate and the champion when nothing new was trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from airflow_mlops.call import Outcome, Store
+from airflow_mlops.call.cache import INFO
+from airflow_mlops.registry.models import NOTE_TAG
+from airflow_mlops.registry.requests import Request, Requests
+from tests import toy
+from tests.toy import World
+
+EASY = {"versus_champion": {"min_rows": 50, "resamples": 200}}
+FEATURES = "def build(rows):\n    return rows[['amount', 'member']]\n"
+
+
+@pytest.fixture
+def ready(world: World) -> World:
+    toy.months(world.folder, ("2024-01", "2024-02"), 1500)
+    return world
+
+
+def train(world: World, run: str, month: str = "2024-01", **sections: Any) -> dict[str, Outcome]:
+    declared = toy.declare(world.folder, "toy", **{"validate_model": EASY, **sections})
+    return toy.run_plan(declared, month, run, world.store, world.registry)
+
+
+def hits(outcomes: dict[str, Outcome]) -> set[str]:
+    return {stage for stage, outcome in outcomes.items() if outcome.info.get(INFO, "").startswith("hit")}
+
+
+def tags(world: World, run_id: str) -> dict[str, str]:
+    found: dict[str, str] = MlflowClient(world.registry.uri).get_run(run_id).data.tags
+    return found
+
+
+def test_the_second_champion_is_found_again_too(ready: World) -> None:
+    train(ready, "a", data={"drop": ["amount"]})
+    assert train(ready, "b", "2024-02")["promote"].info["champion_before"] == "1"
+    before = toy.state_of(ready)
+    again = train(ready, "c", "2024-02")
+    assert hits(again) == {"extract", "validate_data", "prepare", "train", "evaluate"}
+    assert again["promote"].verdict.reasons == ("version 2 is the champion already; nothing has changed",)
+    assert toy.state_of(ready) == before
+
+
+def test_an_evaluation_against_another_champion_is_made_anew(ready: World) -> None:
+    train(ready, "a")
+    train(ready, "b", data={"drop": ["amount"]})
+    assert toy.registry_of(ready.store, ready.registry).ledger.champion() == "1"
+    promoted = train(ready, "c", train={"params": {"C": 0.9}}, validate_model={"versus_champion": {"margin": 0.5}})
+    assert promoted["promote"].info["version"] == "3"
+    again = train(ready, "d", data={"drop": ["amount"]})
+    assert again["evaluate"].info[INFO].startswith("miss: champion changed from version 1 to version 3")
+
+
+def test_a_model_that_was_rejected_is_judged_again_from_its_evidence(ready: World) -> None:
+    train(ready, "a")
+    rejected = train(ready, "b", data={"drop": ["amount"]})
+    assert rejected["validate_model"].verdict.status == "rejected"
+    again = train(ready, "c", data={"drop": ["amount"]})
+    assert "evaluate" in hits(again) and "promote" not in again
+    assert again["validate_model"].verdict == rejected["validate_model"].verdict
+    assert [version.version for version in toy.state_of(ready)["versions"]] == ["1", "2"]
+
+
+def test_an_equal_model_of_other_code_is_the_same_version_and_its_run_says_so(ready: World) -> None:
+    prepare = {"features": "cachedteam.features:build"}
+    toy.package(ready.folder, "cachedteam", FEATURES)
+    first = train(ready, "a", prepare=prepare)
+    toy.package(ready.folder, "cachedteam", FEATURES + "# a comment\n")
+    again = train(ready, "b", prepare=prepare)
+    assert hits(again) == {"extract", "validate_data"}
+    assert again["train"].info["run_id"] != first["train"].info["run_id"]
+    assert again["register"].info["version"] == "1"
+    note = tags(ready, again["train"].info["run_id"])[NOTE_TAG]
+    assert note == "**ok**: It is the champion already."
+    assert "no champion yet" in tags(ready, first["train"].info["run_id"])[NOTE_TAG]
+    assert len(toy.state_of(ready)["ledger"]) == 1
+
+
+def test_requests_that_led_to_the_same_model_are_settled(ready: World) -> None:
+    train(ready, "a")
+    requests = Requests(Store(ready.store), ready.registry.model)
+    requests.open(Request(model=ready.registry.model, champion="1", reason="drift", trigger="drift"))
+    requests.claim("b", lambda run: True)
+    train(ready, "b")
+    assert [recorded.state for recorded in requests.all()] == ["done"]
+
+
+def test_a_champion_below_new_limits_is_rejected_and_stays(ready: World) -> None:
+    train(ready, "a")
+    outcomes = train(ready, "b", validate_model={"min": {"roc_auc": 1.0}})
+    assert outcomes["validate_model"].verdict.status == "rejected"
+    assert toy.registry_of(ready.store, ready.registry).ledger.champion() == "1"
+
+
+def test_a_model_that_mlflow_has_lost_is_trained_anew(ready: World) -> None:
+    first = train(ready, "a")
+    MlflowClient(ready.registry.uri).delete_run(first["train"].info["run_id"])
+    again = train(ready, "b")
+    assert again["train"].info[INFO].startswith("miss: its model is lost: ")
+    assert again["train"].info["run_id"] != first["train"].info["run_id"]
+    assert "train" in hits(train(ready, "c"))
+
+
+def test_without_a_comparison_a_second_model_still_takes_the_champions_place(ready: World) -> None:
+    alone = {"validate_model": {"versus_champion": None}}
+    train(ready, "a", **alone)
+    second = train(ready, "b", "2024-02", **alone)
+    assert second["promote"].info["champion_before"] == "1"
+    assert "no comparison with the champion is declared" in second["validate_model"].verdict.reasons[0]
