@@ -7,31 +7,20 @@ it. An entry keeps its components, so a miss is explained by the component that 
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import json
 import logging
-import sys
-import zipfile
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from functools import cache
-from importlib import import_module, metadata
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from fsspec.core import url_to_fs
 from pydantic import ValidationError
 
-from airflow_mlops.call.code import split_path
-from airflow_mlops.call.source import content_of, files_of, partitions_of
-from airflow_mlops.call.store import Store, reaching
-from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, Wire, digest_of
+from airflow_mlops.call.key import ITSELF, components_of, key_of, outside_of, registry_of
+from airflow_mlops.call.store import Store
+from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, Wire
 from airflow_mlops.errors import MlopsError, RegistryUnreachableError, StoreError, StoreUnreachableError
-from airflow_mlops.spec.source import SqlSource
-from airflow_mlops.spec.stages import Extract, StageParams
-from airflow_mlops.spec.window import Window, last_windows
+from airflow_mlops.spec.stages import StageParams
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +31,6 @@ CACHED = frozenset({"extract", "validate_data", "prepare", "tune", "train", "eva
 INFO = "cache"
 """Where an Outcome's info says why it was or was not computed."""
 
-_LIBRARIES = ("numpy", "pandas", "pyarrow", "scikit-learn", "scipy", "mlflow", "skops", "optuna", "pandera")
-_OWN = ("spec", "call", "drift", "registry", "stages")
-_MODULES = {"sklearn": "scikit-learn", "yaml": "PyYAML", "PIL": "pillow", "dateutil": "python-dateutil"}
 _NEAREST = 20
 _SHOWN = 3
 _LONGEST = 60
@@ -92,10 +78,10 @@ def look(call: Call, params: StageParams, store: Store) -> Looked | None:
     """
     if not call.cache or call.stage not in CACHED:
         return None
-    outside = _outside(call, params, store)
+    outside = outside_of(call, params, store)
     if outside is None:
         return None
-    components = {**_components(call, params, store), **outside.components}
+    components = {**components_of(call, params, store), **outside.components}
     found = _read(store, call, f"{key_of(components)}.json")
     if found is None:
         return Looked(components, f"miss: {_why(call, components, outside.labels, store)}", stamp=outside.stamp)
@@ -122,20 +108,15 @@ def keep(looked: Looked, call: Call, params: StageParams, outcome: Outcome, stor
     Where what lies outside the Call has changed in the meantime, nothing is kept: nobody knows which state was read.
     """
     outcome = outcome.model_copy(update={"info": {**outcome.info, INFO: looked.reason}})
-    outside = _outside(call, params, store)
+    outside = outside_of(call, params, store)
     if outside is None or outside.stamp != looked.stamp:
         log.warning("%s: not kept for later runs: what it has read changed meanwhile", call.where)
         return outcome
     _write(store, call, looked.components, outcome)
-    if call.stage == "evaluate" and looked.components["champion"] != _ITSELF:
+    if call.stage == "evaluate" and looked.components["champion"] != ITSELF:
         # Once the model is the champion it needs no comparison, so this evaluation serves whoever it was made against.
-        _write(store, call, {**looked.components, "champion": _ITSELF}, outcome)
+        _write(store, call, {**looked.components, "champion": ITSELF}, outcome)
     return outcome
-
-
-def key_of(components: Mapping[str, str]) -> str:
-    """The key that components make."""
-    return digest_of(dict(components))[7:39]
 
 
 def entries(store: Store, pipeline: str | None = None) -> Iterator[tuple[str, Entry]]:
@@ -187,162 +168,6 @@ def _write(store: Store, call: Call, components: dict[str, str], outcome: Outcom
         store.replace_file(file, *_place(call), f"{entry.key}.json")
 
 
-def _components(call: Call, params: StageParams, store: Store) -> dict[str, str]:
-    """What the Call itself says, and what runs it."""
-    said = params.model_dump(mode="json", by_alias=True, exclude=set(params.uncached))
-    files = code_files(call.code, store) if call.code else {}
-    found = {
-        "airflow_mlops": _own_source(),
-        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
-        **{f"input {name}": ref.digest for name, ref in call.inputs.items()},
-        **{f"code {name}": hashlib.sha256(source).hexdigest() for name, source in files.items()},
-        **{f"library {name}": version for name, version in _versions(params, files).items()},
-    }
-    found |= {f"params.{name}": text for name, text in _flat(said)}
-    if call.window and not isinstance(params, Extract):
-        found["window"] = call.window.key
-    if call.registry and call.stage in ("tune", "train", "evaluate"):
-        found["registry"] = f"{call.registry.uri} {call.registry.model} {call.registry.experiment}"
-    if "model" in call.inputs:
-        # An equal model of another run has another MLflow run, where the evaluation is logged.
-        found["logged model"] = call.inputs["model"].uri
-    return found
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, each in value.items():
-        if isinstance(each, Mapping) and each:
-            yield from _flat(each, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", json.dumps(each, sort_keys=True, ensure_ascii=False)
-
-
-def code_files(code: ArtifactRef, store: Store) -> dict[str, bytes]:
-    """The files of a code snapshot."""
-    with zipfile.ZipFile(store.fetch(code)) as archive:
-        return {name: archive.read(name) for name in sorted(archive.namelist())}
-
-
-@cache
-def _own_source() -> str:
-    """The digest of this package's source, as far as stages are made of it."""
-    root = Path(__file__).parents[1]
-    files = sorted(file for room in _OWN for file in (root / room).rglob("*.py"))
-    return digest_of([(file.relative_to(root).as_posix(), file.read_text(encoding="utf-8")) for file in files])
-
-
-@cache
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _versions(params: StageParams, files: Mapping[str, bytes]) -> dict[str, str]:
-    """The versions of the libraries that stages use, and of those that the user's code imports; none is imported."""
-    own = {name.split("/")[0].removesuffix(".py") for name in files}
-    modules = {split_path(path)[0].split(".")[0] for path in params.callables()}
-    for name, source in files.items():
-        if name.endswith(".py"):
-            modules |= _imported(source)
-    modules -= {*own, *sys.stdlib_module_names, "airflow_mlops"}
-    found = {name: _version(name) for name in _LIBRARIES}
-    for module in sorted(modules):
-        name = _MODULES.get(module, module)
-        if _version(name) is None:
-            # Reading who brings which module takes time, and most go by their own names.
-            name = (_distributions().get(module) or [name])[0]
-        found[name] = _version(name)
-    return {name: version for name, version in found.items() if version is not None}
-
-
-@cache
-def _distributions() -> Mapping[str, list[str]]:
-    return metadata.packages_distributions()
-
-
-def _imported(source: bytes) -> set[str]:
-    """The top-level modules that a source file imports."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return set()  # the stage itself says what is wrong with it
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.split(".")[0])
-    return found
-
-
-class _Outside(NamedTuple):
-    """What a stage depends on that is not in its Call."""
-
-    components: Mapping[str, str] = MappingProxyType({})
-    labels: Mapping[str, str] = MappingProxyType({})
-    stamp: str = ""
-
-
-_ITSELF = "the model itself"
-
-
-def _outside(call: Call, params: StageParams, store: Store) -> _Outside | None:
-    """What a stage reads besides its inputs; None where that cannot be told by its content."""
-    if isinstance(params, Extract):
-        return _source(params, call.window)
-    if call.stage == "evaluate" and call.registry:
-        champion = _registry(call, store).champion()
-        if champion is None:
-            said = "none"
-        elif champion.tags.get("mlops.model_digest") == call.input("model").digest:
-            said = _ITSELF
-        else:
-            said = f"version {champion.version}"
-        return _Outside({"champion": said}, {}, said)
-    return _Outside()
-
-
-def _source(params: Extract, window: Window | None) -> _Outside | None:
-    """The files that an extraction reads, by content, in their order; None where one is missing: it will say so."""
-    source = params.source
-    if isinstance(source, SqlSource):
-        # A database is not asked what it holds: extraction has snapshots of its own, and what follows goes by content.
-        return None
-    windows = last_windows(params.grain, window, params.last) if window else ()
-    components: dict[str, str] = {}
-    labels: dict[str, str] = {}
-    stamps: list[str] = []
-    for part in [(each,) for each in windows] if "{window}" in source else [windows]:
-        files = files_of(source, part[-1] if part else None)
-        if not files:
-            return None
-        for file in files:
-            name = f"source {len(labels) + 1}"
-            labels[name] = file
-            said = [_form(file, params.format), content_of(file), *sorted(partitions_of(source, file).items())]
-            if params.time and part:
-                said.append(f"{part[0].start.isoformat()} to {part[-1].end.isoformat()}")
-            components[name] = json.dumps(said)
-            with reaching(file):
-                fs, path = url_to_fs(file)
-                stamps.append(fs.ukey(path))
-    return _Outside(components, labels, " ".join(stamps)) if components else None
-
-
-def _form(file: str, declared: str | None) -> str:
-    """How a file is read: its format, and for texts what the name says of delimiter and packing."""
-    name = file.lower()
-    csv = declared == "csv" if declared else name.removesuffix(".gz").endswith((".csv", ".tsv"))
-    return f"csv{' tabs' if '.tsv' in name else ''} {name.rpartition('.')[2]}" if csv else "parquet"
-
-
-def _registry(call: Call, store: Store) -> Any:
-    # The registry stands above this layer; only a Call that names one gets here.
-    return import_module("airflow_mlops.registry.models").ModelRegistry.of(call, store)
-
-
 def _here(ref: ArtifactRef, store: Store) -> ArtifactRef:
     """The reference in this store, wherever the store lay when it was made."""
     place = store.ref(ref.kind, ref.digest, Path(ref.uri).suffix).uri
@@ -356,7 +181,7 @@ def _unusable(call: Call, outcome: Outcome, store: Store) -> tuple[str, tuple[Ar
         ref = _here(kept, store)
         if ref.uri.startswith("models:/"):
             try:
-                _registry(call, store).run_of_model(ref.uri)
+                registry_of(call, store).run_of_model(ref.uri)
             except RegistryUnreachableError:
                 raise
             except MlopsError as error:
@@ -379,6 +204,8 @@ def _why(call: Call, components: dict[str, str], labels: Mapping[str, str], stor
     """What is different from the nearest of the pipeline's newest entries of the stage."""
     names = store.newest(_NEAREST, *_place(call))
     earlier = [entry for name in names if (entry := _read(store, call, name)) is not None]
+    # An evaluation that is kept for two champions as well tells most by the one it was made against.
+    earlier = [entry for entry in earlier if entry.components.get("champion") != ITSELF] or earlier
     if not earlier:
         return f"{call.pipeline!r} has nothing kept of this stage yet"
     nearest = min(earlier, key=lambda entry: len(_different(entry.components, components)))
@@ -400,6 +227,8 @@ def _change(name: str, before: str | None, now: str | None, labels: Mapping[str,
         return f"code {'is new' if before is None else 'is gone' if now is None else 'changed'}: {what}"
     if name == "airflow_mlops":
         return "airflow_mlops itself changed"
+    if kind == "source" and before and now and json.loads(before)[1] == json.loads(now)[1]:
+        return f"{labels.get(name, name)} is read for other times or in another form"
     if kind in ("source", "input"):
         what = labels.get(name, name)
         return f"{what} {'is new' if before is None else 'is gone' if now is None else 'has other content'}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,14 +17,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from airflow_mlops.call import ArtifactRef, Call, Outcome, Store
-from airflow_mlops.call import cache as subject
-from airflow_mlops.call.cache import INFO, entries, key_of, look
+from airflow_mlops.call import key as subject
+from airflow_mlops.call.cache import INFO, entries, look
 from airflow_mlops.call.code import snapshot
 from airflow_mlops.call.dispatch import STAGES, run
+from airflow_mlops.call.key import key_of
 from airflow_mlops.errors import DataNotFoundError
 from airflow_mlops.spec.window import parse_key
 from tests.call.made import call, json_values, letters
-from tests.toy import finish, race
+from tests.toy import race
 
 FEATURES = "def build(frame):\n    return frame\n"
 
@@ -98,8 +100,6 @@ def test_other_data_under_the_same_path_misses_and_is_named(store: Store, tmp_pa
     before = file.stat()
     run(extraction(store, file))
     rows(file, 31)
-    import os
-
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     again = run(extraction(store, file, "run-2"))
     assert again.outputs["data"].rows == 31
@@ -253,7 +253,6 @@ def test_two_workers_with_one_key_leave_one_whole_entry(store: Store, tmp_path: 
     assert first == second
     ((_, entry),) = entries(store)
     assert entry.outcome.digest == first
-    assert finish is not None
 
 
 components = st.dictionaries(letters.filter(bool), letters, min_size=1, max_size=5)

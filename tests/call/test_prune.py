@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from airflow_mlops.call import ArtifactRef, Outcome, Store
-from airflow_mlops.call.cache import Entry, entries, key_of
+from airflow_mlops.call.cache import Entry, entries
+from airflow_mlops.call.key import key_of
 from airflow_mlops.call.prune import prune
 
 DAY = timedelta(days=1)
