@@ -25,6 +25,7 @@ STAGES: dict[str, type[params.StageParams]] = {
         params.Extract,
         params.ValidateData,
         params.Prepare,
+        params.Tune,
         params.Train,
         params.Register,
         params.Evaluate,
@@ -36,7 +37,7 @@ STAGES: dict[str, type[params.StageParams]] = {
 }
 """Every stage by its kind."""
 
-ONCE = frozenset({"train"})
+ONCE = frozenset({"tune", "train"})
 """Stages that a run never does twice, even where nothing is kept for other runs (see `airflow_mlops.call.cache`)."""
 
 

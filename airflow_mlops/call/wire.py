@@ -43,7 +43,8 @@ class ArtifactRef(Wire):
     digest: str
     """``sha256:`` and the digest of its content."""
     kind: str
-    """``dataset``, ``model``, ``model_version``, ``evaluation``, ``decision``, ``report``, ``verdict``, ``code``."""
+    """``dataset``, ``model``, ``model_version``, ``evaluation``, ``decision``, ``report``, ``verdict``, ``code``,
+    ``params``."""
     rows: int | None = None
     """The number of rows of a dataset."""
     schema_id: str | None = None

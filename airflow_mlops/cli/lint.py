@@ -66,13 +66,13 @@ def _check_code(declaration: Declaration) -> tuple[str | None, list[str]]:
             if path[-1] == "estimator":
                 family, wrong = _family(found, name)
                 known = getattr(found, "_get_param_names", None)
-                unknown = sorted(set(pipeline.train.params) - set(known())) if known and not wrong else []
+                given = [("train", "params", each) for each in pipeline.train.params]
+                given += [("tune", "space", each) for each in pipeline.tune.space] if pipeline.tune else []
+                unknown = [each for each in given if known and not wrong and each[-1] not in known()]
                 if wrong:
                     problems.append(declaration.problem(path, wrong, allowed="a class with fit and predict"))
                 problems += [
-                    declaration.problem(
-                        ("train", "params", each), f"{name} has no parameter {each!r}", allowed=", ".join(known())
-                    )
+                    declaration.problem(each, f"{name} has no parameter {each[-1]!r}", allowed=", ".join(known()))
                     for each in unknown
                     if known
                 ]

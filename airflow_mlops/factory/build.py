@@ -22,6 +22,7 @@ _OPERATORS: dict[str, type[StageOperator]] = {
         operators.ExtractDataOperator,
         operators.ValidateDataOperator,
         operators.PrepareDataOperator,
+        operators.TuneModelOperator,
         operators.TrainModelOperator,
         operators.RegisterModelOperator,
         operators.EvaluateModelOperator,
@@ -118,19 +119,24 @@ def _add_tasks(dag: DAG, pipeline: Pipeline, base: str, plan: tuple[Node, ...], 
     tasks: dict[str, StageOperator] = {}
     for node in plan:
         given: dict[str, Any] = {name: tasks[stage].output for name, (stage, _) in node.inputs.items()}
-        settings = {name: getattr(node.params, name) for name in type(node.params).model_fields}
-        settings = {
-            name: value.model_dump() if hasattr(value, "model_dump") else value for name, value in settings.items()
-        }
-        tasks[node.stage] = _OPERATORS[node.stage](
-            task_id=node.stage,
-            dag=dag,
-            start=_START if given else start.output,
-            cache=pipeline.cache,
-            **settings,
+        arguments = {
+            "dag": dag,
+            "start": _START if given else start.output,
+            "cache": pipeline.cache,
+            **node.params.model_dump(exclude={"study"}),
             **given,
             **_common(pipeline, base),
-        )
+        }
+        parts = getattr(node.params, "parts", 1)
+        before = []
+        if parts > 1:
+            # They leave nothing to do for the task of the stage, which tells what is best.
+            del arguments["part"]
+            mapped = operators.TuneModelOperator.partial(task_id=f"{node.stage}_trials", **arguments)
+            before.append(mapped.expand(part=list(range(parts))))
+        tasks[node.stage] = _OPERATORS[node.stage](task_id=node.stage, **arguments)
+        for each in before:
+            each.set_downstream(tasks[node.stage])
         for earlier in node.after:
             tasks[earlier].set_downstream(tasks[node.stage])
 

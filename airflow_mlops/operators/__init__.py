@@ -9,6 +9,7 @@ from airflow_mlops.operators.stages import (
     PromoteModelOperator,
     RegisterModelOperator,
     TrainModelOperator,
+    TuneModelOperator,
     ValidateDataOperator,
     ValidateModelOperator,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "RegisterModelOperator",
     "StartRunOperator",
     "TrainModelOperator",
+    "TuneModelOperator",
     "ValidateDataOperator",
     "ValidateModelOperator",
     "model_asset",

@@ -16,7 +16,8 @@ from airflow_mlops.spec import stages
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_mlops.call.wire import Outcome
+    from airflow_mlops.call.wire import Call, Outcome
+    from airflow_mlops.spec.window import Window
 
 
 class ExtractDataOperator(StageOperator):
@@ -125,6 +126,112 @@ class PrepareDataOperator(StageOperator):
         super().__init__(settings=settings, **kwargs)
 
 
+class TuneModelOperator(StageOperator):
+    """Search for the model's parameters with Optuna, by cross-validation inside the training rows.
+
+    The output goes into `TrainModelOperator` as ``tuned``. The study lies in the store and outlives its workers: a task
+    that comes back goes on with the trials that were interrupted. Every trial is a run in MLflow, below the run of the
+    pipeline.
+
+    To spread the trials over mapped tasks, let ``partial(..., parts=4).expand(part=[0, 1, 2, 3])`` come before a task
+    with the same arguments and without ``part``, which tells what is best.
+
+    :param train: the output of `PrepareDataOperator`. (templated)
+    :param target: the column to predict.
+    :param space: what each parameter may be: ``{"learning_rate": {"low": 0.01, "high": 0.3, "log": True}, "loss":
+        {"choices": ["a", "b"]}}``. (templated)
+    :param estimator: the path of an estimator class with scikit-learn's interface; or give ``function``.
+    :param function: ``(X, y, params) -> fitted model``, as ``package.module:function``.
+    :param model_params: the params that are not searched. (templated)
+    :param trials: how many points of the space are tried. (templated)
+    :param sampler: ``tpe``, ``random`` or ``grid``.
+    :param pruner: ``none``, ``median`` or ``hyperband``.
+    :param folds: how many parts of the training rows take their turn as validation rows.
+    :param metric: the metric. Default: the primary one of the task.
+    :param time: the column that orders the folds; each is validated by a model of the rows before it.
+    :param jobs: how many trials run at once in the task, each on its share of the cores.
+    :param timeout: how long after the first trial the last one may begin: ``2h`` or a ``timedelta``.
+    :param parts: over how many tasks the trials are spread.
+    :param part: which of these this is, from 0. Default: the one that sees to what the others left, and tells what is
+        best. (templated)
+    :param features: the stateless feature function; it becomes the first step of the model.
+    :param preprocess: a function that returns an unfitted transformer; it becomes the second step.
+    :param exclude: raw columns that are no features: keys and times.
+    :param drop: raw columns that the model never sees.
+    :param group: the column of a split by group; whole groups are validated together.
+    :param ml_task: ``binary``, ``multiclass`` or ``regression``. Default: told from the estimator and the target.
+    :param seed: the seed of the sampler and the folds, and the random state of an estimator that takes one.
+    """
+
+    stage = stages.Tune
+    inputs = ("train",)
+    part: Any
+
+    def __init__(
+        self,
+        *,
+        train: Any,
+        target: str,
+        space: Mapping[str, Any],
+        estimator: str | None = None,
+        function: str | None = None,
+        model_params: Mapping[str, Any] | None = None,
+        trials: int = 50,
+        sampler: str = "tpe",
+        pruner: str = "none",
+        folds: int = 3,
+        metric: str | None = None,
+        time: str | None = None,
+        jobs: int = 1,
+        timeout: Any = None,
+        parts: int = 1,
+        part: int | None = None,
+        features: str | None = None,
+        preprocess: str | None = None,
+        exclude: Sequence[str] = (),
+        drop: Sequence[str] = (),
+        group: str | None = None,
+        ml_task: str | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        settings = {
+            "train": train,
+            "target": target,
+            "space": space,
+            "estimator": estimator,
+            "function": function,
+            "model_params": dict(model_params or {}),
+            "trials": trials,
+            "sampler": sampler,
+            "pruner": pruner,
+            "folds": folds,
+            "metric": metric,
+            "time": time,
+            "jobs": jobs,
+            "timeout": timeout,
+            "parts": parts,
+            "part": part,
+            "features": features,
+            "preprocess": preprocess,
+            "exclude": list(exclude),
+            "drop": list(drop),
+            "group": group,
+            "ml_task": ml_task,
+            "seed": seed,
+            "study": None,
+        }
+        super().__init__(settings=settings, **kwargs)
+
+    def make_call(self, context: Context, window: Window | None = None) -> Call:
+        """The Call; mapped tasks of one run work on one study."""
+        call = super().make_call(context, window)
+        if self.part is None:
+            return call
+        run = context["dag_run"]
+        return call.model_copy(update={"params": {**call.params, "study": f"{run.dag_id}/{run.run_id}"}})
+
+
 class TrainModelOperator(StageOperator):
     """Fit the model on training rows and log it, with all that it needs, to MLflow.
 
@@ -136,6 +243,7 @@ class TrainModelOperator(StageOperator):
     :param features: the stateless feature function; it becomes the first step of the model.
     :param preprocess: a function that returns an unfitted transformer; it becomes the second step.
     :param data: the output of `ExtractDataOperator`, for the drift reference. Default: the training rows. (templated)
+    :param tuned: the output of `TuneModelOperator`; what it found goes over ``model_params``. (templated)
     :param exclude: raw columns that are no features: keys and times.
     :param drop: raw columns that the model never sees.
     :param group: the column of a split by group.
@@ -146,7 +254,7 @@ class TrainModelOperator(StageOperator):
     """
 
     stage = stages.Train
-    inputs = ("train", "data")
+    inputs = ("train", "data", "tuned")
     untemplated = frozenset({"declaration"})
 
     def __init__(
@@ -160,6 +268,7 @@ class TrainModelOperator(StageOperator):
         features: str | None = None,
         preprocess: str | None = None,
         data: Any = None,
+        tuned: Any = None,
         exclude: Sequence[str] = (),
         drop: Sequence[str] = (),
         group: str | None = None,
@@ -172,6 +281,7 @@ class TrainModelOperator(StageOperator):
         settings = {
             "train": train,
             "data": data,
+            "tuned": tuned,
             "target": target,
             "estimator": estimator,
             "function": function,

@@ -9,8 +9,10 @@ another.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +21,7 @@ from airflow_mlops.errors import ModelNotFoundError, RegistryError, RegistryUnre
 TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _DEFAULT_TIMEOUT = "30"
 _BATCH = 100
+_PAGE = 1000
 
 
 class Version(NamedTuple):
@@ -31,6 +34,14 @@ class Version(NamedTuple):
     tags: dict[str, str]
 
 
+class Run(NamedTuple):
+    """A run, as a search finds it."""
+
+    run_id: str
+    status: str
+    tags: dict[str, str]
+
+
 class MlflowApi(Protocol):
     """What a registry is asked."""
 
@@ -40,11 +51,14 @@ class MlflowApi(Protocol):
     def find_run(self, experiment_id: str, tag: str, value: str) -> str | None:
         """The oldest run that has the tag, or None."""
 
-    def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
-        """Start a run; return its id."""
+    def find_runs(self, experiment_id: str, tag: str, value: str) -> list[Run]:
+        """Every run that has the tag, oldest first."""
 
-    def end_run(self, run_id: str, status: str) -> None:
-        """Set a run's status: ``FINISHED`` or ``FAILED``."""
+    def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str], *, at: datetime | None = None) -> str:
+        """Start a run, now or at a time that has passed; return its id."""
+
+    def end_run(self, run_id: str, status: str, *, at: datetime | None = None) -> None:
+        """Set a run's status, as of now or of a time that has passed: ``FINISHED``, ``FAILED`` or ``KILLED``."""
 
     def log(
         self,
@@ -111,6 +125,11 @@ def pointed_at(uri: str) -> Iterator[None]:
         point.set_registry_uri(registry)
         if registry is None:
             os.environ.pop("MLFLOW_REGISTRY_URI", None)
+
+
+def _millis(at: datetime | None = None) -> int:
+    """A time, or now, as MLflow counts it."""
+    return int((at.timestamp() if at else time.time()) * 1000)
 
 
 def _filter_value(value: str) -> str:
@@ -212,23 +231,39 @@ class _Rest:
         runs = answer.get("runs", [])
         return str(runs[0]["info"]["run_id"]) if runs else None
 
-    def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
-        import time
+    def find_runs(self, experiment_id: str, tag: str, value: str) -> list[Run]:
+        found: list[Run] = []
+        page: dict[str, Any] = {}
+        while True:
+            answer = self._ask(
+                "POST",
+                "runs/search",
+                experiment_ids=[experiment_id],
+                filter=f'tags."{tag}" = {_filter_value(value)}',
+                order_by=["attributes.start_time ASC"],
+                max_results=_PAGE,
+                **page,
+            )
+            for run in answer.get("runs", []):
+                tags = {each["key"]: each["value"] for each in run["data"].get("tags", [])}
+                found.append(Run(str(run["info"]["run_id"]), run["info"]["status"], tags))
+            if not answer.get("next_page_token"):
+                return found
+            page = {"page_token": answer["next_page_token"]}
 
+    def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str], *, at: datetime | None = None) -> str:
         answer = self._ask(
             "POST",
             "runs/create",
             experiment_id=experiment_id,
             run_name=name,
-            start_time=int(time.time() * 1000),
+            start_time=_millis(at),
             tags=_pairs(tags),
         )
         return str(answer["run"]["info"]["run_id"])
 
-    def end_run(self, run_id: str, status: str) -> None:
-        import time
-
-        self._ask("POST", "runs/update", run_id=run_id, status=status, end_time=int(time.time() * 1000))
+    def end_run(self, run_id: str, status: str, *, at: datetime | None = None) -> None:
+        self._ask("POST", "runs/update", run_id=run_id, status=status, end_time=_millis(at))
 
     def log(
         self,
@@ -238,9 +273,7 @@ class _Rest:
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        import time
-
-        now = int(time.time() * 1000)
+        now = _millis()
         measured = [{"key": key, "value": value, "timestamp": now, "step": 0} for key, value in (metrics or {}).items()]
         for batch in _batches(metrics=measured, params=_pairs(params or {}), tags=_pairs(tags or {})):
             self._ask("POST", "runs/log-batch", run_id=run_id, **batch)
@@ -370,11 +403,29 @@ class _Client:
         )
         return str(runs[0].info.run_id) if runs else None
 
-    def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
-        return str(self._ask("create_run", experiment_id, run_name=name, tags=dict(tags)).info.run_id)
+    def find_runs(self, experiment_id: str, tag: str, value: str) -> list[Run]:
+        found: list[Run] = []
+        token = None
+        while True:
+            page = self._ask(
+                "search_runs",
+                [experiment_id],
+                f'tags."{tag}" = {_filter_value(value)}',
+                order_by=["attributes.start_time ASC"],
+                max_results=_PAGE,
+                page_token=token,
+            )
+            found += [Run(str(run.info.run_id), run.info.status, dict(run.data.tags)) for run in page]
+            token = page.token
+            if not token:
+                return found
 
-    def end_run(self, run_id: str, status: str) -> None:
-        self._ask("set_terminated", run_id, status)
+    def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str], *, at: datetime | None = None) -> str:
+        made = self._ask("create_run", experiment_id, start_time=_millis(at), run_name=name, tags=dict(tags))
+        return str(made.info.run_id)
+
+    def end_run(self, run_id: str, status: str, *, at: datetime | None = None) -> None:
+        self._ask("set_terminated", run_id, status, _millis(at))
 
     def log(
         self,
@@ -384,11 +435,9 @@ class _Client:
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        import time
-
         from mlflow.entities import Metric, Param, RunTag
 
-        now = int(time.time() * 1000)
+        now = _millis()
         for batch in _batches(
             metrics=[Metric(key, value, now, 0) for key, value in (metrics or {}).items()],
             params=[Param(key, value) for key, value in (params or {}).items()],

@@ -19,7 +19,7 @@ Path_ = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
 
 _MOST_VALUES = 100_000
-STAGE_KEYS = {"data", "prepare", "train", "evaluate", "validate_model", "monitor", "retrain", "predict"}
+STAGE_KEYS = {"data", "prepare", "tune", "train", "evaluate", "validate_model", "monitor", "retrain", "predict"}
 
 
 class _Loader(_BaseLoader):  # type: ignore[misc]
@@ -271,23 +271,22 @@ def _known_path(document: Document, location: tuple[str | int, ...]) -> Path_:
 
 
 def _model_at(model: type[BaseModel], location: tuple[str | int, ...]) -> type[BaseModel]:
+    members: dict[str | int, type[BaseModel]] = {}
     for part in location:
+        # The tag of a union's member is its name.
+        model = members.get(part, model)
         for name, field in model.model_fields.items():
             if part in (name, field.alias):
-                found = _model_in(field.annotation)
-                if found is not None:
-                    model = found
+                members = {each.__name__: each for each in _models_in(field.annotation)}
+                model = next(iter(members.values()), model)
     return model
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+        yield annotation
     for inner in getattr(annotation, "__args__", ()):
-        found = _model_in(inner)
-        if found is not None:
-            return found
-    return None
+        yield from _models_in(inner)
 
 
 def _keys(model: type[BaseModel]) -> list[str]:

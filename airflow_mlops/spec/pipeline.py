@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from airflow_mlops.spec.base import Callable, Duration, Estimator, Names, Schedule, Section
 from airflow_mlops.spec.metrics import Task
 from airflow_mlops.spec.source import Snapshots, Source, is_windowed
+from airflow_mlops.spec.space import Space
 from airflow_mlops.spec.window import Grain, grain_of
 
 API_VERSION = "airflow-mlops/v1"
@@ -102,6 +103,37 @@ class Train(Section):
         if (self.estimator is None) == (self.function is None):
             raise ValueError("give exactly one of 'estimator' and 'function'")
         return self
+
+
+Sampler = Literal["tpe", "random", "grid"]
+Pruner = Literal["none", "median", "hyperband"]
+
+
+class Tune(Section):
+    """The search for the model's parameters, by cross-validation inside the training rows; test rows stay unseen."""
+
+    space: Space = Field(min_length=1, examples=[{"learning_rate": {"low": 0.01, "high": 0.3, "log": True}}])
+    """What each parameter may be: a range ``{low: 0.01, high: 0.3, log: true}`` or ``{choices: [a, b]}``. What is found
+    best goes over ``train.params``."""
+    trials: int = Field(50, ge=1, le=10_000)
+    """How many points of the space are tried. A grid ends when all of it is tried."""
+    sampler: Sampler = "tpe"
+    """How the next point is chosen: ``tpe`` learns from those before it, ``random`` and ``grid`` do not."""
+    pruner: Pruner = "none"
+    """Which trials end before their last fold: ``median`` those that are worse than half of the others after as many
+    folds, ``hyperband`` by rounds. ``none`` measures each on every fold."""
+    folds: int = Field(3, ge=2, le=20)
+    """How many parts of the training rows take their turn as validation rows. Where test rows are held out by time,
+    each part is measured by a model of the rows before it; where by group, groups stay whole."""
+    metric: str | None = None
+    """The metric. Default: the primary one, the first of ``evaluate.metrics``."""
+    jobs: int = Field(1, ge=1, le=64)
+    """How many trials run at once in a worker, each on its share of the cores. With more than one, the order in which
+    they end decides what the sampler learns, and two runs may find different points."""
+    as_tasks: int | None = Field(None, ge=2, le=1000)
+    """Over how many mapped Airflow tasks the trials are spread. Default: one task does them all."""
+    timeout: Duration | None = None
+    """How long after the first trial the last one may begin. Default: no limit."""
 
 
 class Evaluate(Section):
@@ -237,6 +269,8 @@ class Pipeline(Section):
     """Features, preprocessing and the split."""
     train: Train
     """The model."""
+    tune: Tune | None = None
+    """The search for the model's parameters. Default: ``train.params`` are used as they are."""
     evaluate: Evaluate = Evaluate()
     """What is measured."""
     validate_model: ValidateModel = ValidateModel()

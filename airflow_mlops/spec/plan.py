@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from airflow_mlops.spec import stages
 from airflow_mlops.spec.load import dump_pipeline
@@ -52,6 +52,32 @@ def _validate_data(pipeline: Pipeline) -> stages.ValidateData:
     return stages.ValidateData(data_schema=data.schema_file, target=data.target, time=data.time)
 
 
+def _tune(pipeline: Pipeline, model: dict[str, Any], time: str | None) -> tuple[Node, ...]:
+    """The search for the model's parameters, where one is declared."""
+    tune = pipeline.tune
+    if tune is None:
+        return ()
+    primary = pipeline.evaluate.metrics[0] if pipeline.evaluate.metrics else None
+    return (
+        Node(
+            stages.Tune(
+                **model,
+                space=tune.space,
+                trials=tune.trials,
+                sampler=tune.sampler,
+                pruner=tune.pruner,
+                folds=tune.folds,
+                metric=tune.metric or primary,
+                time=time,
+                jobs=tune.jobs,
+                timeout=tune.timeout,
+                parts=tune.as_tasks or 1,
+            ),
+            {"train": ("prepare", "train")},
+        ),
+    )
+
+
 def train_plan(pipeline: Pipeline) -> tuple[Node, ...]:
     """The stages from raw rows to the champion.
 
@@ -61,6 +87,20 @@ def train_plan(pipeline: Pipeline) -> tuple[Node, ...]:
     data, prepare, train = pipeline.data, pipeline.prepare, pipeline.train
     split = prepare.split.model_copy(update={"by": prepare.split.by or ("time" if data.time else "random")})
     gate = pipeline.validate_model
+    model: dict[str, Any] = {
+        "target": data.target,
+        "estimator": train.estimator,
+        "function": train.function,
+        "model_params": train.params,
+        "features": prepare.features,
+        "preprocess": prepare.preprocess,
+        "exclude": excluded_columns(pipeline),
+        "drop": data.drop,
+        "group": split.group if split.by == "group" else None,
+        "ml_task": pipeline.task,
+        "seed": train.seed,
+    }
+    tune = _tune(pipeline, model, data.time if split.by == "time" else None)
     return (
         Node(_extract(pipeline, train.windows.last)),
         Node(_validate_data(pipeline), {"data": ("extract", "data")}),
@@ -69,23 +109,14 @@ def train_plan(pipeline: Pipeline) -> tuple[Node, ...]:
             {"data": ("extract", "data")},
             after=("validate_data",),
         ),
+        *tune,
         Node(
-            stages.Train(
-                target=data.target,
-                estimator=train.estimator,
-                function=train.function,
-                model_params=train.params,
-                features=prepare.features,
-                preprocess=prepare.preprocess,
-                exclude=excluded_columns(pipeline),
-                drop=data.drop,
-                group=split.group if split.by == "group" else None,
-                ml_task=pipeline.task,
-                seed=train.seed,
-                serialization=train.serialization,
-                declaration=dump_pipeline(pipeline),
-            ),
-            {"train": ("prepare", "train"), "data": ("extract", "data")},
+            stages.Train(**model, serialization=train.serialization, declaration=dump_pipeline(pipeline)),
+            {
+                "train": ("prepare", "train"),
+                "data": ("extract", "data"),
+                **({"tuned": ("tune", "tuned")} if tune else {}),
+            },
         ),
         Node(stages.Register(), {"model": ("train", "model")}),
         Node(

@@ -9,13 +9,14 @@ import os
 from datetime import timedelta
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from airflow_mlops.spec.base import Callable, Duration, Estimator, Names, Section
 from airflow_mlops.spec.data_schema import DataSchema, load_schema
 from airflow_mlops.spec.metrics import Task
-from airflow_mlops.spec.pipeline import DataDrift, Split, VersusChampion
+from airflow_mlops.spec.pipeline import DataDrift, Pruner, Sampler, Split, VersusChampion
 from airflow_mlops.spec.source import Snapshots, Source, is_windowed
+from airflow_mlops.spec.space import Space
 from airflow_mlops.spec.window import Grain
 
 
@@ -116,10 +117,9 @@ class Prepare(StageParams):
     """The seed of a split by group or at random."""
 
 
-class Train(StageParams):
-    """Fit the model on training rows and log it, with all that it needs, to MLflow."""
+class ModelParams(StageParams):
+    """What the model is made of: the same for every stage that fits it."""
 
-    stage = "train"
     code_fields = ("features", "preprocess", "function", "estimator")
     uncached = ("declaration",)
     target: str
@@ -144,6 +144,48 @@ class Train(StageParams):
     """What is predicted. Default: told from the estimator and the target."""
     seed: int = 0
     """The random state of an estimator that takes one."""
+
+
+class Tune(ModelParams):
+    """Search for the model's parameters by cross-validation inside the training rows."""
+
+    stage = "tune"
+    space: Space = Field(min_length=1)
+    """What each parameter may be."""
+    trials: int = Field(50, ge=1, le=10_000)
+    """How many points of the space are tried."""
+    sampler: Sampler = "tpe"
+    """How the next point is chosen."""
+    pruner: Pruner = "none"
+    """Which trials end before their last fold."""
+    folds: int = Field(3, ge=2, le=20)
+    """How many parts of the training rows take their turn as validation rows."""
+    metric: str | None = None
+    """The metric. Default: the primary one of the task."""
+    time: str | None = None
+    """The column that orders the folds; each is validated by a model of the rows before it."""
+    jobs: int = Field(1, ge=1, le=64)
+    """How many trials run at once, each on its share of the cores."""
+    timeout: Duration | None = None
+    """How long after the first trial the last one may begin."""
+    parts: int = Field(1, ge=1, le=1000)
+    """Over how many tasks the trials are spread."""
+    part: int | None = Field(None, ge=0)
+    """Which of these this is. Default: the one that sees to what the others left, and tells what is best."""
+    study: str | None = None
+    """The run that the study belongs to. Default: the Call's own."""
+
+    @model_validator(mode="after")
+    def _one_of_the_parts(self) -> Tune:
+        if self.part is not None and self.part >= self.parts:
+            raise ValueError(f"there is no part {self.part} of {self.parts}; allowed: 0 to {self.parts - 1}")
+        return self
+
+
+class Train(ModelParams):
+    """Fit the model on training rows and log it, with all that it needs, to MLflow."""
+
+    stage = "train"
     serialization: Literal["skops", "cloudpickle"] = "skops"
     """How the model is written."""
     declaration: str | None = None

@@ -52,6 +52,7 @@ def check(pipeline: Pipeline, family: str | None = None) -> Iterator[Problem]:
                 allowed=" or ".join(fits),
             )
     yield from _check_metrics(pipeline, tasks)
+    yield from _check_tune(pipeline, tasks)
     yield from _check_data(pipeline)
     for index, trigger in enumerate(pipeline.retrain.triggers):
         if isinstance(trigger, ModelTrigger) and trigger.model == pipeline.name:
@@ -109,6 +110,33 @@ def _check_metrics(pipeline: Pipeline, tasks: tuple[Task, ...]) -> Iterator[Prob
                 f"{'less' if more else 'more'} {name} is better, so {'min' if more else 'max'} does not protect it",
                 fix=f"validate_model.{right}",
             )
+
+
+def _check_tune(pipeline: Pipeline, tasks: tuple[Task, ...]) -> Iterator[Problem]:
+    tune = pipeline.tune
+    if tune is None:
+        return
+    if tune.metric is not None:
+        if tune.metric not in METRICS:
+            yield _unknown_metric(("tune", "metric"), tune.metric, tasks)
+        elif not set(METRICS[tune.metric].tasks) & set(tasks):
+            allowed = ", ".join(dict.fromkeys(metric for task in tasks for metric in metrics_of(task)))
+            yield Problem(("tune", "metric"), f"{_a_task(tasks)} has no metric {tune.metric!r}", allowed=allowed)
+    elif pipeline.train.function and not pipeline.evaluate.metrics and pipeline.task is None:
+        yield Problem(
+            ("tune",), "a function does not say what its model predicts, and so by which metric", fix="tune.metric"
+        )
+    for name, dimension in tune.space.items():
+        if tune.sampler == "grid" and dimension.count is None:
+            yield Problem(
+                ("tune", "space", name),
+                f"a grid over {name!r} would have no end",
+                fix="give the range a step, list choices, or take another sampler",
+            )
+    if tune.as_tasks is not None and tune.as_tasks > tune.trials:
+        yield Problem(
+            ("tune", "as_tasks"), f"{tune.trials} trials are too few for {tune.as_tasks} tasks", fix="more trials"
+        )
 
 
 def _unknown_metric(path: tuple[str | int, ...], name: str, tasks: tuple[Task, ...]) -> Problem:

@@ -36,7 +36,7 @@ from airflow_mlops.errors import CodeError, DataError, MlopsError, RegistryUnrea
 from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
 from airflow_mlops.spec.metrics import Task
-from airflow_mlops.spec.stages import Train
+from airflow_mlops.spec.stages import ModelParams, Train
 from airflow_mlops.stages.model_io import FACTS, REFERENCE, ROWS, Facts, dump_skops, model_digest, trusted_types
 from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.prepare import call_features
@@ -52,7 +52,13 @@ _TIMES = {"date", "datetime", "time", "timedelta"}
 
 
 def run(call: Call, params: Train, store: Store) -> Outcome:
-    """Train on the rows of ``train``; output ``model``, a reference to the logged model."""
+    """Train on the rows of ``train``; output ``model``, a reference to the logged model.
+
+    What a tuning has found, the input ``tuned`` where there is one, goes over the declared params.
+    """
+    if "tuned" in call.inputs:
+        found = store.fetch_json(call.input("tuned"))["params"]
+        params = params.model_copy(update={"model_params": {**params.model_params, **found}})
     table = read_table(call.input("train"), store)
     require_columns(table.column_names, {params.target: "the target"})
     columns = raw_columns(table.column_names, params)
@@ -107,7 +113,7 @@ def _classes(model: SklearnPipeline) -> tuple[Any, ...]:
     return tuple(np.asarray(model.classes_).tolist())
 
 
-def raw_columns(names: list[str], params: Train) -> list[str]:
+def raw_columns(names: list[str], params: ModelParams) -> list[str]:
     """The raw columns that the model takes: with a feature function all but the target, else no keys and times."""
     left_out = {params.target, *params.drop, *(() if params.features else params.exclude)}
     columns = [name for name in names if name not in left_out]
@@ -133,24 +139,38 @@ def fit(rows: pd.DataFrame, target: pd.Series[Any], params: Train) -> tuple[Any,
         )
     select = ColumnTransformer([("raw", "passthrough", list(rows.columns))], verbose_feature_names_out=False)
     steps: list[tuple[str, Any]] = [("columns", select.set_output(transform="pandas").fit(rows))]
-    frame = rows
+    frame = make_features(rows, params)
     if params.features:
-        build = load(params.features)
-        frame = call_features(build, params.features, rows)
-        steps.append(("features", FunctionTransformer(build)))
-    preprocess = _preprocess(params, frame)
-    values: Any = frame
+        steps.append(("features", FunctionTransformer(load(params.features))))
+    preprocess, values = fit_preprocess(frame, target, params)
     if preprocess is not None:
-        with _user_code(params.preprocess or "the default preprocessing"):
-            values = preprocess.fit_transform(frame, target)
         steps.append(("preprocess", preprocess))
-    model = _fit_estimator(params, values, target) if params.estimator else _fit_function(params, values, target)
+    model = fit_model(values, target, params)
     steps.append(("model", model))
     return SklearnPipeline(steps), _task_of(model, target, params), int(values.shape[1])
 
 
+def make_features(rows: pd.DataFrame, params: ModelParams) -> pd.DataFrame:
+    """What the feature function makes of raw rows; the rows themselves where there is none."""
+    return call_features(load(params.features), params.features, rows) if params.features else rows
+
+
+def fit_preprocess(frame: pd.DataFrame, target: pd.Series[Any], params: ModelParams) -> tuple[Any, Any]:
+    """The fitted preprocessing, or None where there is none, and what it makes of the features."""
+    preprocess = _preprocess(params, frame)
+    if preprocess is None:
+        return None, frame
+    with user_code(params.preprocess or "the default preprocessing"):
+        return preprocess, preprocess.fit_transform(frame, target)
+
+
+def fit_model(values: Any, target: pd.Series[Any], params: ModelParams) -> Any:
+    """The model alone, fitted on what comes out of the preprocessing."""
+    return _fit_estimator(params, values, target) if params.estimator else _fit_function(params, values, target)
+
+
 @contextlib.contextmanager
-def _user_code(name: str) -> Any:
+def user_code(name: str) -> Any:
     """Name the code that raised, and keep what a retry may mend as it is."""
     try:
         yield
@@ -170,10 +190,10 @@ def _advice(text: str) -> str:
     return "run it on a few rows by hand: airflow-mlops run shows the whole traceback with --verbose"
 
 
-def _preprocess(params: Train, frame: pd.DataFrame) -> Any:
+def _preprocess(params: ModelParams, frame: pd.DataFrame) -> Any:
     if params.preprocess:
         make = load(params.preprocess)
-        with _user_code(params.preprocess):
+        with user_code(params.preprocess):
             transformer = make()
         if not (hasattr(transformer, "fit") and hasattr(transformer, "transform")):
             raise CodeError(
@@ -212,7 +232,22 @@ def default_preprocess(frame: pd.DataFrame, *, keep_numbers: bool) -> Any:
     )
 
 
-def _fit_estimator(params: Train, values: Any, target: pd.Series[Any]) -> Any:
+def _fit_estimator(params: ModelParams, values: Any, target: pd.Series[Any]) -> Any:
+    path = str(params.estimator)
+    model = make_estimator(params)
+    with user_code(path):
+        if is_classifier(model) and target.nunique() < 2:
+            raise _one_class(params, target)
+        model.fit(values, target)
+    return model
+
+
+def make_estimator(params: ModelParams) -> Any:
+    """The estimator, unfitted.
+
+    Raises:
+        CodeError: when it is none, or does not take the params.
+    """
     path = str(params.estimator)
     kind = load(path)
     if not (isinstance(kind, type) and hasattr(kind, "fit") and hasattr(kind, "predict")):
@@ -224,34 +259,30 @@ def _fit_estimator(params: Train, values: Any, target: pd.Series[Any]) -> Any:
         raise CodeError(f"{path} has no parameter {', '.join(map(repr, unknown))}", allowed=", ".join(known))
     if "random_state" in known:
         given.setdefault("random_state", params.seed)
-    with _user_code(path):
-        model = kind(**given)
-        if is_classifier(model) and target.nunique() < 2:
-            raise _one_class(params, target)
-        model.fit(values, target)
-    return model
+    with user_code(path):
+        return kind(**given)
 
 
-def _one_class(params: Train, target: pd.Series[Any]) -> DataError:
+def _one_class(params: ModelParams, target: pd.Series[Any]) -> DataError:
     return DataError(
         f"the target {params.target!r} has one class only, {target.tolist()[0]!r}, in all {len(target)} training rows",
         fix="read more windows (train.windows), or check how the target is made",
     )
 
 
-def _fit_function(params: Train, values: Any, target: pd.Series[Any]) -> Any:
+def _fit_function(params: ModelParams, values: Any, target: pd.Series[Any]) -> Any:
     path = str(params.function)
     function = load(path)
     if params.ml_task in ("binary", "multiclass") and target.nunique() < 2:
         raise _one_class(params, target)
-    with _user_code(path):
+    with user_code(path):
         model = function(values, target, dict(params.model_params))
     if not hasattr(model, "predict"):
         raise CodeError(f"{path} gives {type(model).__name__}", allowed="a fitted model with predict")
     return model
 
 
-def _task_of(model: Any, target: pd.Series[Any], params: Train) -> Task:
+def _task_of(model: Any, target: pd.Series[Any], params: ModelParams) -> Task:
     """The task, from what was declared, the estimator, and the target's classes."""
     try:
         regresses, classifies = is_regressor(model), is_classifier(model)

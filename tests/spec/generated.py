@@ -34,6 +34,39 @@ _versus = _section({}, {"metric": st.none() | texts, "confidence": st.floats(0.5
 _params = st.dictionaries(texts, plain, max_size=3)
 _triggers = st.lists(st.just("drift") | st.fixed_dictionaries({"model": texts}), max_size=3)
 
+_spans = st.tuples(st.integers(1, 10**6), st.integers(1, 10**6)).filter(lambda pair: pair[0] != pair[1])
+ranges = st.builds(
+    lambda pair, whole, log: {
+        "low": min(pair) if whole else min(pair) / 7,
+        "high": max(pair) if whole else max(pair) / 7,
+        "log": log,
+    },
+    _spans,
+    st.booleans(),
+    st.booleans(),
+)
+steps = st.builds(
+    lambda low, step, count: {"low": low, "high": low + step * count, "step": step},
+    st.integers(-1000, 1000),
+    st.integers(1, 50),
+    st.integers(1, 50),
+)
+choices = st.lists(
+    st.none() | st.booleans() | numbers | texts | st.lists(numbers, max_size=2), min_size=2, max_size=5, unique_by=repr
+).map(lambda values: {"choices": values})
+spaces = st.dictionaries(texts, ranges | steps | choices, min_size=1, max_size=3)
+_tune = _section(
+    {"space": spaces},
+    {
+        "trials": st.integers(1, 10_000),
+        "sampler": st.sampled_from(["tpe", "random", "grid"]),
+        "pruner": st.sampled_from(["none", "median", "hyperband"]),
+        "metric": st.none() | texts,
+        "as_tasks": st.none() | st.integers(2, 1000),
+        "timeout": st.none() | durations,
+    },
+)
+
 pipelines = _section(
     {
         "name": st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,20}", fullmatch=True),
@@ -58,6 +91,7 @@ pipelines = _section(
                 "split": st.fixed_dictionaries({"by": st.just("group"), "test": st.floats(0.01, 0.9)}),
             },
         ),
+        "tune": st.none() | _tune,
         "evaluate": _section({}, {"metrics": _names, "slices": _names, "plots": st.booleans()}),
         "validate_model": _section(
             {}, {"min": st.dictionaries(texts, st.floats(allow_nan=False)), "versus_champion": st.none() | _versus}

@@ -12,7 +12,7 @@ from hypothesis import given
 from airflow_mlops.call.dispatch import STAGES
 from airflow_mlops.errors import DeclarationError
 from airflow_mlops.spec import DataSchema, Node, Pipeline, load_pipeline, monitor_node, predict_plan, train_plan
-from airflow_mlops.spec.stages import Extract, Monitor, ValidateData, resolve
+from airflow_mlops.spec.stages import Extract, ModelParams, Monitor, ValidateData, resolve
 from tests.spec.generated import pipelines
 
 
@@ -41,6 +41,26 @@ def test_the_stages_stand_in_their_order() -> None:
         "promote",
     ]
     assert [each.stage for each in predict_plan(pipeline())] == ["extract", "batch_predict"]
+
+
+def test_a_declared_search_stands_between_preparation_and_training() -> None:
+    made = pipeline(
+        data={"source": "a", "target": "y", "time": "at"},
+        tune={"space": {"C": {"low": 1, "high": 2}}},
+        evaluate={"metrics": ["log_loss", "roc_auc"]},
+    )
+    plan = train_plan(made)
+    assert [each.stage for each in plan][2:5] == ["prepare", "tune", "train"]
+    tune, train = node("tune", plan), node("train", plan)
+    assert (tune.metric, tune.time) == ("log_loss", "at")
+    assert {name: getattr(tune, name) for name in ModelParams.model_fields} == {
+        name: getattr(train, name) for name in ModelParams.model_fields
+    }
+    # The test rows are no input of it.
+    assert plan[3].inputs == {"train": ("prepare", "train")}
+    assert plan[4].inputs["tuned"] == ("tune", "tuned")
+    drawn = pipeline(prepare={"split": {"by": "random"}}, tune=made.tune, data={**made.data.model_dump(), "time": "at"})
+    assert node("tune", train_plan(drawn)).time is None
 
 
 @given(pipelines)
