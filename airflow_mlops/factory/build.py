@@ -123,7 +123,7 @@ def _add_tasks(dag: DAG, pipeline: Pipeline, base: str, plan: tuple[Node, ...], 
             "dag": dag,
             "start": _START if given else start.output,
             "cache": pipeline.cache,
-            **node.params.model_dump(exclude={"study"}),
+            **node.params.model_dump(),
             **given,
             **_common(pipeline, base),
         }

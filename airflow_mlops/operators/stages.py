@@ -154,6 +154,8 @@ class TuneModelOperator(StageOperator):
     :param parts: over how many tasks the trials are spread.
     :param part: which of these this is, from 0. Default: the one that sees to what the others left, and tells what is
         best. (templated)
+    :param study: the run that the study belongs to. Default: the DAG run, for all of its mapped tasks together.
+        (templated)
     :param features: the stateless feature function; it becomes the first step of the model.
     :param preprocess: a function that returns an unfitted transformer; it becomes the second step.
     :param exclude: raw columns that are no features: keys and times.
@@ -166,6 +168,7 @@ class TuneModelOperator(StageOperator):
     stage = stages.Tune
     inputs = ("train",)
     part: Any
+    study: str | None
 
     def __init__(
         self,
@@ -186,6 +189,7 @@ class TuneModelOperator(StageOperator):
         timeout: Any = None,
         parts: int = 1,
         part: int | None = None,
+        study: str | None = None,
         features: str | None = None,
         preprocess: str | None = None,
         exclude: Sequence[str] = (),
@@ -212,6 +216,7 @@ class TuneModelOperator(StageOperator):
             "timeout": timeout,
             "parts": parts,
             "part": part,
+            "study": study,
             "features": features,
             "preprocess": preprocess,
             "exclude": list(exclude),
@@ -219,14 +224,13 @@ class TuneModelOperator(StageOperator):
             "group": group,
             "ml_task": ml_task,
             "seed": seed,
-            "study": None,
         }
         super().__init__(settings=settings, **kwargs)
 
     def make_call(self, context: Context, window: Window | None = None) -> Call:
         """The Call; mapped tasks of one run work on one study."""
         call = super().make_call(context, window)
-        if self.part is None:
+        if self.part is None or self.study:
             return call
         run = context["dag_run"]
         return call.model_copy(update={"params": {**call.params, "study": f"{run.dag_id}/{run.run_id}"}})

@@ -7,7 +7,17 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, JsonValue, StrictFloat, StrictInt, Tag, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    JsonValue,
+    StrictFloat,
+    StrictInt,
+    Tag,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from airflow_mlops.spec.base import Section
 
@@ -64,7 +74,7 @@ class Range(Section):
 class Choices(Section):
     """One of the values listed, in no order."""
 
-    choices: tuple[JsonValue, ...] = Field(min_length=2)
+    choices: tuple[Annotated[JsonValue, WithJsonSchema({})], ...] = Field(min_length=2)
     """The values: texts, numbers, booleans, null, or lists of them."""
 
     @field_validator("choices")

@@ -173,7 +173,7 @@ class Tune(ModelParams):
     part: int | None = Field(None, ge=0)
     """Which of these this is. Default: the one that sees to what the others left, and tells what is best."""
     study: str | None = None
-    """The run that the study belongs to. Default: the Call's own."""
+    """The run that the study belongs to. Default: the Call's own, and of mapped tasks the DAG run that they are of."""
 
     @model_validator(mode="after")
     def _one_of_the_parts(self) -> Tune:

@@ -35,6 +35,7 @@ SHARED = set(inspect.signature(StageOperator).parameters) - {"settings", "kwargs
 SENSOR_ONLY = {"request_retraining", "cooldown", "deferrable"}
 REF = {"uri": "/srv/x.parquet", "digest": "sha256:1", "kind": "dataset"}
 GIVEN: dict[str, Any] = {
+    "space": {"C": {"low": 1, "high": 2}},
     "source": "data/{window}.parquet",
     "target": "y",
     "estimator": "sklearn.linear_model.Ridge",
@@ -70,7 +71,9 @@ def test_the_arguments_are_the_stage_s_params_and_inputs(kind: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_defaults_are_those_of_the_stage(kind: Any) -> None:
     task = make(kind, base="/srv")
-    given = {name: getattr(task, name) for name in ("source", "target", "estimator") if name in own_arguments(kind)}
+    given = {
+        name: getattr(task, name) for name in ("source", "target", "estimator", "space") if name in own_arguments(kind)
+    }
     expected = kind.stage.model_validate(given).resolved("/srv")
     if kind is operators.PrepareDataOperator:  # a plan says how to split; the operator finds it out itself
         assert make(kind, base="/srv", time="at").stage_params().split.by == "time"
