@@ -80,7 +80,10 @@ class Choices(Section):
     @field_validator("choices")
     @classmethod
     def _different(cls, value: tuple[JsonValue, ...]) -> tuple[JsonValue, ...]:
-        labels = [json.dumps(each, sort_keys=True) for each in value]
+        try:
+            labels = [_label(each) for each in value]
+        except ValueError as error:
+            raise ValueError("a choice is no finite number; allowed: what JSON can hold") from error
         twice = next((label for label in labels if labels.count(label) > 1), None)
         if twice:
             raise ValueError(f"the choice {twice} stands twice; try: keep one")
@@ -89,7 +92,7 @@ class Choices(Section):
     @property
     def labels(self) -> tuple[str, ...]:
         """The choices as texts, each different from the others: ``1`` and ``true`` are equal in Python."""
-        return tuple(json.dumps(each, sort_keys=True) for each in self.choices)
+        return tuple(map(_label, self.choices))
 
     @property
     def count(self) -> int:
@@ -99,6 +102,10 @@ class Choices(Section):
     def value(self, index: int) -> Any:
         """The choice of that place, counted from 0."""
         return self.choices[index]
+
+
+def _label(choice: JsonValue) -> str:
+    return json.dumps(choice, sort_keys=True, allow_nan=False)
 
 
 def _kind_of(value: Any) -> str:

@@ -51,8 +51,9 @@ steps = st.builds(
     st.integers(1, 50),
     st.integers(1, 50),
 )
+finite = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 choices = st.lists(
-    st.none() | st.booleans() | numbers | texts | st.lists(numbers, max_size=2), min_size=2, max_size=5, unique_by=repr
+    st.none() | st.booleans() | finite | texts | st.lists(finite, max_size=2), min_size=2, max_size=5, unique_by=repr
 ).map(lambda values: {"choices": values})
 spaces = st.dictionaries(texts, ranges | steps | choices, min_size=1, max_size=3)
 _tune = _section(

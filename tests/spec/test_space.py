@@ -85,6 +85,7 @@ def test_a_grid_has_every_point_once(value: dict[str, Any]) -> None:
         ({"low": 0.0, "high": float("inf")}, "has no end"),
         ({"low": True, "high": 3}, "Input should be a valid integer"),
         ({"choices": ["a"]}, "at least 2 items"),
+        ({"choices": [1, [float("inf")]]}, "a choice is no finite number"),
         ({"choices": ["a", "b", "a"]}, 'the choice "a" stands twice'),
     ],
 )
