@@ -150,6 +150,8 @@ class Tune(ModelParams):
     """Search for the model's parameters by cross-validation inside the training rows."""
 
     stage = "tune"
+    # Mapped tasks name their DAG run here; an identical run finds what each of them has done.
+    uncached = ("study",)
     space: Space = Field(min_length=1)
     """What each parameter may be."""
     trials: int = Field(50, ge=1, le=10_000)

@@ -47,7 +47,7 @@ def outcome_of(ref: ArtifactRef, run: str, stage: str = "extract") -> Outcome:
 
 
 def entry(store: Store, ref: ArtifactRef, run: str, days: float, pipeline: str = "churn") -> None:
-    components = {"input": ref.digest, "run": run}
+    components = {"input": ref.digest, "run": run, "days": str(days)}
     at = datetime.now(UTC) - timedelta(days=days)
     body = Entry(
         key=key_of(components),
