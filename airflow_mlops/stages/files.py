@@ -20,7 +20,7 @@ from airflow_mlops.spec.window import Window
 from airflow_mlops.stages.tables import ROW_GROUP
 
 _BUFFER = 1 << 20
-_CSV_BLOCK = 8 << 20
+_CSV_BLOCK = 4 << 20
 _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 # What Arrow takes a column of texts for, in its own order. The last takes everything.
 _GUESSES = (
@@ -107,8 +107,8 @@ def _parquet_schema(uri: str) -> pa.Schema:
 
 
 def _parquet_tables(uri: str, time: str | None, windows: Sequence[Window]) -> Iterator[pa.Table]:
-    # With a buffer a column chunk is read piece by piece, however large its row group is.
-    with fsspec.open(uri, "rb") as opened, pq.ParquetFile(opened, buffer_size=_BUFFER) as file:
+    # So a column chunk is read piece by piece, however large its row group is; Arrow would fetch whole chunks first.
+    with fsspec.open(uri, "rb") as opened, pq.ParquetFile(opened, buffer_size=_BUFFER, pre_buffer=False) as file:
         groups = [
             group
             for group in range(file.metadata.num_row_groups)
@@ -181,7 +181,7 @@ class _Csv:
         with fsspec.open(self.uri, "rb", compression="infer") as file:
             yield pacsv.open_csv(
                 pa.PythonFile(file, mode="r"),
-                read_options=pacsv.ReadOptions(block_size=_CSV_BLOCK),
+                read_options=pacsv.ReadOptions(block_size=_CSV_BLOCK, use_threads=False),
                 parse_options=pacsv.ParseOptions(
                     delimiter="\t" if ".tsv" in self.uri.lower() else ",", newlines_in_values=True
                 ),

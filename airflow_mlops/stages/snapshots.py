@@ -89,7 +89,7 @@ class Snapshots:
         if time is None or not data.rows:
             return None
         low = high = None
-        with pq.ParquetFile(self.store.fetch(data)) as file:
+        with pq.ParquetFile(self.store.fetch(data), buffer_size=1 << 20, pre_buffer=False) as file:
             for batch in file.iter_batches(columns=[time]):
                 ends = pc.min_max(batch.column(0)).as_py()
                 if ends["min"] is not None:
