@@ -140,6 +140,7 @@ class _Csv:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._kinds: dict[str, pa.DataType] = {}
+        self._names: list[str] = []
         self._only: pa.Table | None = None
         while True:
             try:
@@ -151,7 +152,6 @@ class _Csv:
 
     def _look(self) -> pa.Schema:
         """Read all of it once; what fits into one block is kept."""
-        self._names = []
         with self._open() as reader:
             self._names, self._now = reader.schema.names, reader.schema.types
             blocks = 0

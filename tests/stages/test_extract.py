@@ -16,8 +16,9 @@ import pytest
 from airflow_mlops.call import ArtifactRef, Store
 from airflow_mlops.errors import DataError, DataNotFoundError, MlopsError, SchemaError
 from airflow_mlops.spec.stages import Extract
+from airflow_mlops.stages import files
 from airflow_mlops.stages.extract import extract
-from airflow_mlops.stages.tables import read_table
+from airflow_mlops.stages.tables import read_table, write_table
 from tests import toy
 
 
@@ -251,3 +252,77 @@ def test_a_failed_extraction_leaves_whole_windows_only(tmp_path: Path) -> None:
         take(tmp_path, last=2)
     (left,) = [file for file in (tmp_path / "store").rglob("*") if file.is_file()]
     assert str(left) == take(tmp_path, month="2024-01")[0].uri
+
+
+def test_a_folder_of_partitions_has_their_columns(tmp_path: Path) -> None:
+    for month, shop, day, value in (("2024-01", "1", "2024-01-05", 1), ("2024-02", "2", "2024-02-05", 2)):
+        toy.write(pa.table({"x": [value]}), tmp_path / f"data/month={month}/shop={shop}/day={day}/part-0.parquet")
+    toy.write(pa.table({"x": [3]}), tmp_path / "data/month=2024-02/shop=__HIVE_DEFAULT_PARTITION__/a%20b=c/x.parquet")
+    table = take(tmp_path, "data/", None)[1]
+    assert table.select(["x", "month", "shop", "day"]).to_pylist() == [
+        {"x": 1, "month": "2024-01", "shop": 1, "day": date(2024, 1, 5)},
+        {"x": 2, "month": "2024-02", "shop": 2, "day": date(2024, 2, 5)},
+        {"x": 3, "month": "2024-02", "shop": None, "day": None},
+    ]
+    # Only the window's own folder is read.
+    (tmp_path / "data/month=2024-01/broken.parquet").write_bytes(b"PAR1")
+    assert take(tmp_path, "data/month={window}/")[1]["x"].to_pylist() == [2, 3]
+    assert take(tmp_path, "data/month={window}/")[1]["month"].to_pylist() == ["2024-02"] * 2
+
+
+def test_a_column_of_the_file_goes_before_that_of_its_place(tmp_path: Path) -> None:
+    toy.write(pa.table({"month": ["mine"]}), tmp_path / "data/month=2024-02/x.parquet")
+    assert take(tmp_path, "data", None)[1].to_pydict() == {"month": ["mine"]}
+
+
+def test_a_partition_may_be_the_time(tmp_path: Path) -> None:
+    for day in ("2024-01-31", "2024-02-01", "2024-02-29", "2024-03-01"):
+        toy.write(pa.table({"x": [day]}), tmp_path / f"data/day={day}/x.parquet")
+    assert take(tmp_path, "data/", time="day")[1]["x"].to_pylist() == ["2024-02-01", "2024-02-29"]
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.timestamp("ms", "Europe/Berlin"), pa.date32()], ids=str)
+def test_row_groups_outside_the_window_are_not_read(tmp_path: Path, kind: pa.DataType) -> None:
+    days = [datetime(2024, month, 10) for month in (1, 2, 3)]
+    values = [at.date() for at in days] if pa.types.is_date(kind) else [at.replace(tzinfo=UTC) for at in days]
+    values = values if kind == pa.date32() or kind.tz else days
+    file = tmp_path / "all.parquet"
+    pq.write_table(
+        pa.table({"at": pa.array(values, kind), "x": ["one" * 50, "two" * 50, "six" * 50]}),
+        file,
+        row_group_size=1,
+        compression="none",
+        use_dictionary=False,
+    )
+    # A group that is read is looked at as a whole, and this one's page cannot be.
+    data = file.read_bytes()
+    at = data.index(b"oneone") - 30
+    file.write_bytes(data[:at] + b"\xff" * 60 + data[at + 60 :])
+    assert take(tmp_path, "all.parquet", time="at")[1]["x"].to_pylist() == ["two" * 50]
+    with pytest.raises(DataError):
+        take(tmp_path, "all.parquet", month="2024-01", time="at")
+
+
+def test_equal_rows_have_an_equal_digest_in_whatever_pieces_they_come(tmp_path: Path) -> None:
+    rows = pa.table({"x": list(range(200_000))})
+    for name, size in (("a", 7_000), ("b", 200_000)):
+        (tmp_path / name).mkdir()
+        pq.write_table(rows, tmp_path / name / "all.parquet", row_group_size=size)
+    first, second = (take(tmp_path / name, "all.parquet", None)[0] for name in ("a", "b"))
+    assert first.digest == second.digest
+    assert write_table(rows, Store(str(tmp_path / "store"))).digest == first.digest
+
+
+@pytest.mark.parametrize("late", ["0.5", "true", "2024-01-01", "2024-01-01 10:00:00", "2024-01-01T10:00:00Z", "x", ""])
+@pytest.mark.parametrize("early", ["1", "true", "2024-01-01", "10:00:00", "2024-01-01 10:00:00", "0.5", "x", ""])
+def test_a_large_csv_has_the_types_that_all_of_it_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: str, late: str
+) -> None:
+    monkeypatch.setattr(files, "_CSV_BLOCK", 256)
+    text = "n,v\n" + "".join(f"{number},{early}\n" for number in range(100)) + f"100,{late}\n"
+    (tmp_path / "a.csv").write_text(text)
+    whole = pacsv.read_csv(
+        pa.BufferReader(text.encode()),
+        convert_options=pacsv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False),
+    )
+    assert take(tmp_path, "a.csv", None)[0] == write_table(whole, Store(str(tmp_path / "store")))
