@@ -11,6 +11,7 @@ from airflow.sdk.api.datamodels._generated import DagRun
 
 from airflow_mlops.errors import DataNotFoundError
 from airflow_mlops.operators.window import window_from, window_of_run
+from airflow_mlops.spec.source import SqlSource
 from airflow_mlops.spec.window import parse_key, window_at
 from tests import toy
 from tests.airflow_fixtures import Airflow
@@ -148,3 +149,20 @@ def test_a_partitioned_run_reads_its_partition(airflow: Airflow) -> None:
 
     assert run.state == "success"
     assert run.xcom["extract", "return_value"]["window"][2] == "2024-01"
+
+
+@pytest.mark.parametrize(
+    ("query", "time", "settle", "key"),
+    [
+        ("SELECT * FROM t", "at", timedelta(0), "2024-02"),
+        ("SELECT * FROM t", "at", timedelta(days=1), "2024-01"),
+        ("SELECT * FROM t WHERE at < :end", None, timedelta(0), "2024-02"),
+        ("SELECT * FROM t", None, timedelta(0), None),
+    ],
+)
+def test_a_run_by_hand_of_a_database_is_about_the_newest_window_that_had_settled(
+    query: str, time: str | None, settle: timedelta, key: str | None
+) -> None:
+    database = SqlSource(connection="w", query=query)
+    window = window_of_run(context_of("manual", **NO_DATES), "month", database, time=time, settle=settle)
+    assert (window.key if window else None) == key

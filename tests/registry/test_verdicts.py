@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from airflow_mlops.call import Call, RegistryRef, Store
 from airflow_mlops.registry import Ledger
 from airflow_mlops.registry.verdicts import Verdicts, has_arrived, next_window
+from airflow_mlops.spec.source import SqlSource
+from airflow_mlops.spec.window import Window
 from tests import toy
 
 
@@ -94,3 +97,12 @@ def test_of_a_source_without_windows_the_window_must_be_over(tmp_path: Path) -> 
     file = toy.write(toy.rows("2024-01", 5), tmp_path / "all.parquet")
     assert has_arrived(str(file), toy.month("2024-01"))
     assert not has_arrived(str(file), toy.month("2999-01"))
+
+
+def test_a_window_of_a_database_has_arrived_when_it_has_settled() -> None:
+    source = SqlSource(connection="nowhere", table="t")
+    now = datetime.now(UTC)
+    window = Window(now - timedelta(hours=2), now - timedelta(hours=1), "one")
+    assert has_arrived(source, window)
+    assert has_arrived(source, window, timedelta(minutes=59))
+    assert not has_arrived(source, window, timedelta(minutes=61))
