@@ -26,6 +26,7 @@ def get_provider_info() -> dict[str, Any]:
         "extra-links": [
             "airflow_mlops.operators.links.MlflowRunLink",
             "airflow_mlops.operators.links.MlflowReportLink",
+            "airflow_mlops.operators.links.ModelCardLink",
         ],
         "connection-types": [
             {

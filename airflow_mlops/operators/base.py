@@ -17,7 +17,14 @@ from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
 from airflow_mlops.errors import DeclarationError
 from airflow_mlops.hooks.database import connection_environment
 from airflow_mlops.hooks.mlflow import MlflowHook, store_root
-from airflow_mlops.operators.links import REPORT_URL, RUN_URL, MlflowReportLink, MlflowRunLink
+from airflow_mlops.operators.links import (
+    CARD_URL,
+    REPORT_URL,
+    RUN_URL,
+    MlflowReportLink,
+    MlflowRunLink,
+    ModelCardLink,
+)
 from airflow_mlops.operators.retry import MlopsRetryPolicy
 from airflow_mlops.operators.window import window_from, window_of_run
 from airflow_mlops.spec.stages import Extract, Monitor, StageParams
@@ -28,7 +35,11 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 _NO_REGISTRY = frozenset({"extract", "validate_data", "prepare"})
-_LINKS: dict[str, BaseOperatorLink] = {RUN_URL: MlflowRunLink(), REPORT_URL: MlflowReportLink()}
+_LINKS: dict[str, BaseOperatorLink] = {
+    RUN_URL: MlflowRunLink(),
+    REPORT_URL: MlflowReportLink(),
+    CARD_URL: ModelCardLink(),
+}
 
 
 def run_key(context: Mapping[str, Any]) -> str:

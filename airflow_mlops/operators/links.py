@@ -9,6 +9,7 @@ from airflow.sdk.execution_time.xcom import XCom
 
 RUN_URL = "mlflow_url"
 REPORT_URL = "report_url"
+CARD_URL = "card_url"
 
 
 class MlflowRunLink(BaseOperatorLink):
@@ -29,3 +30,13 @@ class MlflowReportLink(BaseOperatorLink):
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
         """The address that the task has stored."""
         return XCom.get_value(ti_key=ti_key, key=REPORT_URL) or ""
+
+
+class ModelCardLink(BaseOperatorLink):
+    """To the model card of the task's model."""
+
+    name = "Model card"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """The address that the task has stored."""
+        return XCom.get_value(ti_key=ti_key, key=CARD_URL) or ""

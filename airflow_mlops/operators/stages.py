@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from airflow_mlops.operators.assets import model_asset, predictions_asset
 from airflow_mlops.operators.base import GateOperator, StageOperator
+from airflow_mlops.operators.links import CARD_URL, RUN_URL
 from airflow_mlops.spec import stages
 
 if TYPE_CHECKING:
@@ -318,26 +319,35 @@ class RegisterModelOperator(StageOperator):
 
 
 class EvaluateModelOperator(StageOperator):
-    """Measure the model on held-out rows, and score the champion on the same rows.
+    """Measure the model on held-out rows, score the champion on the same rows, and log the model card.
 
     :param test: the output of `PrepareDataOperator`. (templated)
     :param model: the output of `TrainModelOperator`. (templated)
+    :param report: the output of `ValidateDataOperator`, whose warnings the model card repeats. (templated)
     :param metrics: the metrics; the first is the primary one. Default: the usual ones of the task.
-    :param slices: raw columns whose every value is also measured by itself.
-    :param plots: whether to draw ROC, precision-recall, confusion or residual plots.
+    :param slices: raw columns whose every value is also measured by itself, with confidence intervals.
+    :param fairness: raw columns between whose values the differences of the model are measured; they are slices too.
+    :param min_rows: a slice of fewer rows is named as too small and not measured.
+    :param importance_rows: how many rows the permutation importance is measured on, at most; 0: it is not.
+    :param plots: whether to draw plots.
     :param versus_champion: whether the champion is scored too, for the gate.
     """
 
     stage = stages.Evaluate
-    inputs = ("test", "model")
+    inputs = ("test", "model", "report")
+    links = (RUN_URL, CARD_URL)
 
     def __init__(
         self,
         *,
         test: Any,
         model: Any,
+        report: Any = None,
         metrics: Sequence[str] = (),
         slices: Sequence[str] = (),
+        fairness: Sequence[str] = (),
+        min_rows: int = 30,
+        importance_rows: int = 500,
         plots: bool = True,
         versus_champion: bool = True,
         **kwargs: Any,
@@ -345,8 +355,12 @@ class EvaluateModelOperator(StageOperator):
         settings = {
             "test": test,
             "model": model,
+            "report": report,
             "metrics": list(metrics),
             "slices": list(slices),
+            "fairness": list(fairness),
+            "min_rows": min_rows,
+            "importance_rows": importance_rows,
             "plots": plots,
             "versus_champion": versus_champion,
         }
@@ -359,13 +373,15 @@ class ValidateModelOperator(GateOperator):
     :param evaluation: the output of `EvaluateModelOperator`. (templated)
     :param version: the output of `RegisterModelOperator`, which becomes the challenger if it passes. (templated)
     :param min: the least value of a metric where more is better.
-    :param max: the greatest value of a metric where less is better.
+    :param max: the greatest value of a metric where less is better, or of a difference between the values of a column
+        of ``fairness``, as in ``{"fairness.sex.tpr_difference": 0.1}``.
     :param versus_champion: ``{"metric": ..., "confidence": 0.95, "margin": 0, ...}``; ``None`` compares with the
         absolute limits only.
     :param seed: the seed of the bootstrap.
     """
 
     stage = stages.ValidateModel
+    links = (RUN_URL, CARD_URL)
     inputs = ("evaluation", "version")
     ui_color = "#fef3c7"
 
@@ -401,6 +417,7 @@ class PromoteModelOperator(StageOperator):
     """
 
     stage = stages.Promote
+    links = (RUN_URL, CARD_URL)
     inputs = ("version", "decision")
     ui_color = "#dcfce7"
 

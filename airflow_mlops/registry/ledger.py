@@ -44,6 +44,8 @@ class Entry(BaseModel):
     """The run that wrote it."""
     window: str | None = None
     """The window that the version's training ended with."""
+    card: str | None = None
+    """Where the version's model card is."""
     at: datetime
     """When, in UTC."""
 
@@ -84,6 +86,7 @@ class Ledger:
         run: str,
         requests: tuple[str, ...] = (),
         window: str | None = None,
+        card: str | None = None,
     ) -> Entry:
         """Append a decision, once.
 
@@ -115,6 +118,7 @@ class Ledger:
                 requests=requests,
                 run=run,
                 window=window,
+                card=card,
                 at=datetime.now(UTC),
             )
             if self._log.append(entry.number, entry.model_dump(mode="json")):

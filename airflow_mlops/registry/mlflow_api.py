@@ -22,6 +22,8 @@ TIMEOUT_VARIABLE = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _DEFAULT_TIMEOUT = "30"
 _BATCH = 100
 _PAGE = 1000
+_SERVED = "mlflow-artifacts:"
+"""How the URI of artifacts begins that the tracking server serves itself."""
 
 
 class Version(NamedTuple):
@@ -40,6 +42,16 @@ class Run(NamedTuple):
     run_id: str
     status: str
     tags: dict[str, str]
+
+
+class Logged(NamedTuple):
+    """What a run has logged; of each metric the last value."""
+
+    params: dict[str, str]
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    artifacts: str
+    """The URI that its artifacts lie under."""
 
 
 class MlflowApi(Protocol):
@@ -69,6 +81,12 @@ class MlflowApi(Protocol):
         tags: Mapping[str, str] | None = None,
     ) -> None:
         """Log numbers, params and tags, in one request where they are few."""
+
+    def logged(self, run_id: str) -> Logged:
+        """What a run has logged."""
+
+    def log_text(self, run_id: str, name: str, text: str) -> None:
+        """Log a text as an artifact of a run, over what was there."""
 
     def create_model(self, name: str) -> None:
         """Make the registered model; nothing happens when it is there."""
@@ -170,14 +188,16 @@ class _Rest:
 
     def _ask(self, method: str, endpoint: str, accept: tuple[str, ...] = (), **body: Any) -> dict[str, Any]:
         """Do one request. Error codes in ``accept`` give an empty answer instead of an error."""
+        url = f"{self.base}/api/2.0/mlflow/{endpoint}"
+        return self._send(method, url, endpoint, accept, **{"params" if method == "GET" else "json": body})
+
+    def _send(
+        self, method: str, url: str, endpoint: str, accept: tuple[str, ...] = (), **content: Any
+    ) -> dict[str, Any]:
         import requests
 
-        url = f"{self.base}/api/2.0/mlflow/{endpoint}"
-        get = method == "GET"
         try:
-            answer = self.session.request(
-                method, url, params=body if get else None, json=None if get else body, timeout=self.timeout
-            )
+            answer = self.session.request(method, url, timeout=self.timeout, **content)
         except requests.exceptions.InvalidJSONError as error:
             raise RegistryError(f"{endpoint} cannot be asked of MLflow: {error}") from error
         except requests.RequestException as error:
@@ -186,7 +206,8 @@ class _Rest:
                 fix="start the server, or correct the connection's host",
             ) from error
         if answer.ok:
-            value: dict[str, Any] = answer.json()
+            # Artifacts are answered with nothing.
+            value: dict[str, Any] = answer.json() if answer.content else {}
             return value
         try:
             problem = answer.json()
@@ -277,6 +298,24 @@ class _Rest:
         measured = [{"key": key, "value": value, "timestamp": now, "step": 0} for key, value in (metrics or {}).items()]
         for batch in _batches(metrics=measured, params=_pairs(params or {}), tags=_pairs(tags or {})):
             self._ask("POST", "runs/log-batch", run_id=run_id, **batch)
+
+    def logged(self, run_id: str) -> Logged:
+        found = self._ask("GET", "runs/get", run_id=run_id)["run"]
+        data = found["data"]
+        params, tags = ({each["key"]: each["value"] for each in data.get(kind, [])} for kind in ("params", "tags"))
+        metrics = {each["key"]: float(each["value"]) for each in data.get("metrics", [])}
+        return Logged(params, tags, metrics, str(found["info"].get("artifact_uri", "")))
+
+    def log_text(self, run_id: str, name: str, text: str) -> None:
+        from urllib.parse import quote
+
+        folder = self.logged(run_id).artifacts
+        if not folder.startswith(f"{_SERVED}/"):
+            # Artifacts that the server does not serve itself need MLflow's client and its file systems.
+            _Client(self.base).log_text(run_id, name, text)
+            return
+        path = quote(f"{folder.removeprefix(_SERVED).strip('/')}/{name}")
+        self._send("PUT", f"{self.base}/api/2.0/mlflow-artifacts/artifacts/{path}", name, data=text.encode())
 
     def create_model(self, name: str) -> None:
         self._ask("POST", "registered-models/create", accept=("RESOURCE_ALREADY_EXISTS",), name=name)
@@ -444,6 +483,17 @@ class _Client:
             tags=[RunTag(key, value) for key, value in (tags or {}).items()],
         ):
             self._ask("log_batch", run_id, **batch)
+
+    def logged(self, run_id: str) -> Logged:
+        found = self._ask("get_run", run_id)
+        data = found.data
+        return Logged(dict(data.params), dict(data.tags), dict(data.metrics), str(found.info.artifact_uri))
+
+    def log_text(self, run_id: str, name: str, text: str) -> None:
+        try:
+            self._ask("log_text", run_id, text, name)
+        except OSError as error:
+            raise RegistryUnreachableError(f"MLflow at {self.uri} takes no artifacts: {error}") from error
 
     def create_model(self, name: str) -> None:
         self._ask("create_registered_model", name, accept=("RESOURCE_ALREADY_EXISTS",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from urllib.parse import quote
 
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, RegistryRef
@@ -13,6 +14,10 @@ from airflow_mlops.registry.mlflow_api import Version, mlflow_api
 RUN_TAG = "mlops.run"
 MODEL_DIGEST_TAG = "mlops.model_digest"
 NOTE_TAG = "mlflow.note.content"
+CARD_TAG = "mlops.model_card"
+"""The tag of a version that says where its model card is."""
+CARD = "model_card.html"
+"""The model card among the artifacts of a run; the same in Markdown lies beside it."""
 
 
 class ModelRegistry:
@@ -104,9 +109,19 @@ class ModelRegistry:
 
     def run_url(self, run_id: str, artifact: str | None = None) -> str | None:
         """Where a browser sees a run, or one of its artifacts; None where MLflow has no server."""
-        base = self.ref.ui_url or self.ref.uri
-        if not base.startswith(("http://", "https://")):
+        if self._pages is None:
             return None
         experiment = self.api.experiment_id(self.ref.experiment)
         path = f"/artifacts/{artifact}" if artifact else ""
-        return f"{base.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}{path}"
+        return f"{self._pages}/#/experiments/{experiment}/runs/{run_id}{path}"
+
+    def version_url(self, version: str) -> str | None:
+        """Where a browser sees a version; None where MLflow has no server."""
+        if self._pages is None:
+            return None
+        return f"{self._pages}/#/models/{quote(self.ref.model, safe='')}/versions/{quote(version, safe='')}"
+
+    @property
+    def _pages(self) -> str | None:
+        base = self.ref.ui_url or self.ref.uri
+        return base.rstrip("/") if base.startswith(("http://", "https://")) else None

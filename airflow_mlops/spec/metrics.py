@@ -38,12 +38,33 @@ METRICS: dict[str, Metric] = {
     "r2": Metric(("regression",), True, "label"),
 }
 
+FAIRNESS: dict[str, tuple[Task, ...]] = {
+    "selection_rate_difference": ("binary",),
+    "tpr_difference": ("binary",),
+    "fpr_difference": ("binary",),
+    "accuracy_difference": _CLASSES,
+    "mae_difference": ("regression",),
+    "mean_error_difference": ("regression",),
+}
+"""The differences between the values of a column, and the tasks that have them; less is better. They are defined, with
+their sources, in `airflow_mlops.stages.fairness`."""
+
+_FAIRNESS_PREFIX = "fairness."
+
 DEFAULT_METRICS: dict[Task, tuple[str, ...]] = {
     "binary": ("roc_auc", "average_precision", "log_loss", "accuracy"),
     "multiclass": ("balanced_accuracy", "accuracy", "f1_macro", "log_loss"),
     "regression": ("rmse", "mae", "r2"),
 }
 """What is evaluated where nothing is declared; the first one is the primary metric, which the gate compares."""
+
+
+def fairness_limit(name: str) -> tuple[str, str] | None:
+    """The column and the difference that a gate's ``fairness.COLUMN.DIFFERENCE`` names; None for any other name."""
+    if not name.startswith(_FAIRNESS_PREFIX):
+        return None
+    column, _, difference = name.removeprefix(_FAIRNESS_PREFIX).rpartition(".")
+    return column, difference
 
 
 def metrics_of(task: Task) -> list[str]:

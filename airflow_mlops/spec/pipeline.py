@@ -142,9 +142,15 @@ class Evaluate(Section):
     metrics: Names = ()
     """The metrics; the first is the primary one. Default: the usual ones of the task."""
     slices: Names = ()
-    """Raw columns whose every value is also measured by itself."""
+    """Raw columns whose every value is also measured by itself, with confidence intervals."""
+    fairness: Names = ()
+    """Raw columns, such as ``sex``, between whose values the model's differences are measured. They are slices too."""
+    min_rows: int = Field(30, ge=10)
+    """A slice of fewer rows is named as too small and not measured."""
+    importance_rows: int = Field(500, ge=0)
+    """How many held-out rows the permutation importance of raw columns is measured on, at most; ``0``: it is not."""
     plots: bool = True
-    """Whether to draw ROC, precision-recall, confusion or residual plots."""
+    """Whether to draw plots: ROC, precision and recall, confusion, calibration, or residuals; slices and importance."""
 
 
 class VersusChampion(Section):
@@ -168,7 +174,8 @@ class ValidateModel(Section):
     min: dict[str, float] = {}
     """The least value of a metric where more is better."""
     max: dict[str, float] = {}
-    """The greatest value of a metric where less is better."""
+    """The greatest value of a metric where less is better, or of a difference between the values of a column that
+    ``evaluate.fairness`` names: ``fairness.sex.tpr_difference``."""
     versus_champion: VersusChampion | None = VersusChampion()
     """The comparison with the champion; ``null`` compares with the absolute limits only."""
 

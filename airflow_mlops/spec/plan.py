@@ -121,12 +121,10 @@ def train_plan(pipeline: Pipeline) -> tuple[Node, ...]:
         Node(stages.Register(), {"model": ("train", "model")}),
         Node(
             stages.Evaluate(
-                metrics=pipeline.evaluate.metrics,
-                slices=pipeline.evaluate.slices,
-                plots=pipeline.evaluate.plots,
+                **pipeline.evaluate.model_dump(),
                 versus_champion=gate.versus_champion is not None,
             ),
-            {"test": ("prepare", "test"), "model": ("train", "model")},
+            {"test": ("prepare", "test"), "model": ("train", "model"), "report": ("validate_data", "report")},
         ),
         Node(
             stages.ValidateModel(min=gate.min, max=gate.max, versus_champion=gate.versus_champion, seed=train.seed),

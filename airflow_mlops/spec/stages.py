@@ -207,9 +207,15 @@ class Evaluate(StageParams):
     metrics: Names = ()
     """The metrics; the first is the primary one. Default: the usual ones of the task."""
     slices: Names = ()
-    """Raw columns whose every value is also measured by itself."""
+    """Raw columns whose every value is also measured by itself, with confidence intervals."""
+    fairness: Names = ()
+    """Raw columns between whose values the differences of the model are measured; they are slices too."""
+    min_rows: int = Field(30, ge=10)
+    """A slice of fewer rows is named as too small and not measured."""
+    importance_rows: int = Field(500, ge=0)
+    """How many rows the permutation importance is measured on, at most; ``0``: it is not."""
     plots: bool = True
-    """Whether to draw ROC, precision-recall, confusion or residual plots."""
+    """Whether to draw plots."""
     versus_champion: bool = True
     """Whether the champion is scored too, for the gate."""
 
@@ -221,7 +227,7 @@ class ValidateModel(StageParams):
     min: dict[str, float] = {}
     """The least value of a metric where more is better."""
     max: dict[str, float] = {}
-    """The greatest value of a metric where less is better."""
+    """The greatest value of a metric where less is better, or of a difference ``fairness.COLUMN.DIFFERENCE``."""
     versus_champion: VersusChampion | None = VersusChampion()
     """The comparison with the champion; ``None`` compares with the absolute limits only."""
     seed: int = 0

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from airflow_mlops.spec.load import Declaration
-from airflow_mlops.spec.metrics import DEFAULT_METRICS, METRICS, TASKS, Task, metrics_of
+from airflow_mlops.spec.metrics import DEFAULT_METRICS, FAIRNESS, METRICS, TASKS, Task, fairness_limit, metrics_of
 from airflow_mlops.spec.pipeline import ModelTrigger, Pipeline
 from airflow_mlops.spec.source import SqlSource
 
@@ -94,7 +94,9 @@ def _check_metrics(pipeline: Pipeline, tasks: tuple[Task, ...]) -> Iterator[Prob
     if gate.versus_champion and gate.versus_champion.metric:
         gated.append((("validate_model", "versus_champion", "metric"), gate.versus_champion.metric, None))
     for gate_path, name, more in gated:
-        if name not in METRICS:
+        if fairness_limit(name):
+            yield from _check_fairness(pipeline, tasks, gate_path, name)
+        elif name not in METRICS:
             yield _unknown_metric(gate_path, name, tasks)
         elif name not in known:
             yield Problem(
@@ -137,6 +139,30 @@ def _check_tune(pipeline: Pipeline, tasks: tuple[Task, ...]) -> Iterator[Problem
         yield Problem(
             ("tune", "as_tasks"), f"{tune.trials} trials are too few for {tune.as_tasks} tasks", fix="more trials"
         )
+
+
+def _check_fairness(
+    pipeline: Pipeline, tasks: tuple[Task, ...], path: tuple[str | int, ...], name: str
+) -> Iterator[Problem]:
+    column, difference = fairness_limit(name) or ("", "")
+    columns = pipeline.evaluate.fairness
+    possible = [each for each, its in FAIRNESS.items() if set(its) & set(tasks)]
+    if difference not in possible:
+        what = f"{_a_task(tasks)} has no difference {difference!r}" if difference in FAIRNESS else ""
+        yield Problem(
+            path,
+            what or f"there is no difference {difference!r}",
+            allowed=", ".join(f"fairness.{column or 'COLUMN'}.{each}" for each in possible),
+        )
+    elif column not in columns:
+        yield Problem(
+            path,
+            f"the gate asks for differences between the values of {column!r}, which are not measured",
+            allowed=", ".join(columns) or None,
+            fix=f"evaluate: {{fairness: [{', '.join((*columns, column))}]}}",
+        )
+    elif path[-2] != "max":
+        yield Problem(path, f"less {difference} is better, so {path[-2]} does not protect it", fix="validate_model.max")
 
 
 def _unknown_metric(path: tuple[str | int, ...], name: str, tasks: tuple[Task, ...]) -> Problem:

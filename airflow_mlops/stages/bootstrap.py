@@ -38,6 +38,12 @@ class Scores(NamedTuple):
     probability: Floats | None = None
 
 
+def part_of(scores: Scores, rows: npt.NDArray[Any]) -> Scores:
+    """The scores of some rows, given by their numbers."""
+    probability = None if scores.probability is None else scores.probability[rows]
+    return Scores(scores.truth[rows], scores.prediction[rows], probability)
+
+
 class Comparison(NamedTuple):
     """How a challenger compares with a champion; ``gain`` is positive where the challenger is better."""
 
@@ -61,6 +67,9 @@ def measure(metric: str, scores: Scores) -> Measure:
         raise GateError(
             f"{metric!r} needs probabilities, and the model gives labels only", fix="gate on another metric"
         )
+    values = losses(metric, scores)
+    if values is not None:
+        return _mean(values)
     truth, prediction = scores.truth, scores.prediction
     if scores.probability is None:
         return _regression(metric, truth.astype(float), prediction.astype(float))
@@ -73,12 +82,25 @@ def measure(metric: str, scores: Scores) -> Measure:
         return lambda counts: float(np.mean([auc(counts) for auc in each]))
     if metric == "average_precision":
         return _average_precision(truth == 1, probability[:, 1])
+    return _confusion(metric, truth, prediction, classes)
+
+
+def losses(metric: str, scores: Scores) -> Floats | None:
+    """What a metric is the mean of, one value a row; None for a metric that is no mean."""
+    truth, prediction, probability = scores
+    if probability is None:
+        error = np.abs(truth.astype(float) - prediction.astype(float))
+        if metric == "mae":
+            return np.asarray(error)
+        if metric == "mape":
+            return np.asarray(error / np.maximum(np.abs(truth.astype(float)), np.finfo(float).eps))
+        return None
     if metric == "brier":
-        return _mean((probability[:, 1] - (truth == 1)) ** 2)
+        return np.asarray((probability[:, 1] - (truth == 1)) ** 2)
     if metric == "log_loss":
         tiny = np.finfo(probability.dtype).eps
-        return _mean(-np.log(np.clip(probability[np.arange(len(truth)), truth], tiny, 1 - tiny)))
-    return _confusion(metric, truth, prediction, classes)
+        return np.asarray(-np.log(np.clip(probability[np.arange(len(truth)), truth], tiny, 1 - tiny)))
+    return None
 
 
 def _mean(values: Floats) -> Measure:
@@ -150,10 +172,6 @@ def _confusion(metric: str, truth: Ints, prediction: Ints, classes: int) -> Meas
 
 def _regression(metric: str, truth: Floats, prediction: Floats) -> Measure:
     error = np.abs(truth - prediction)
-    if metric == "mae":
-        return _mean(error)
-    if metric == "mape":
-        return _mean(error / np.maximum(np.abs(truth), np.finfo(float).eps))
     if metric == "median_ae":
         return lambda counts: float(np.median(np.repeat(error, counts.astype(int))))
     squared = _mean(error**2)

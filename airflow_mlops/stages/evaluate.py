@@ -2,40 +2,48 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from sklearn import metrics as sk
 
 from airflow_mlops.call.store import Store
-from airflow_mlops.call.wire import Call, Outcome
-from airflow_mlops.errors import DataError, GateError, RegistryUnreachableError
+from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
+from airflow_mlops.errors import GateError, RegistryUnreachableError
 from airflow_mlops.registry.mlflow_api import Version, pointed_at
-from airflow_mlops.registry.models import MODEL_DIGEST_TAG, ModelRegistry
-from airflow_mlops.spec.metrics import DEFAULT_METRICS, METRICS, metrics_of
+from airflow_mlops.registry.models import CARD_TAG, MODEL_DIGEST_TAG, ModelRegistry
 from airflow_mlops.spec.stages import Evaluate
 from airflow_mlops.stages.bootstrap import Scores
-from airflow_mlops.stages.model_io import ROWS, Facts, Model, download, loaded, raw_rows, read_facts
+from airflow_mlops.stages.card import log_card
+from airflow_mlops.stages.diagnostics import calibration, confusion, residuals
+from airflow_mlops.stages.fairness import differences
+from airflow_mlops.stages.importance import importance
+from airflow_mlops.stages.intervals import intervals
+from airflow_mlops.stages.model_io import DECLARATION, INPUTS, ROWS, Facts, Model, download, loaded, read_facts
 from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.rows import row_hashes
+from airflow_mlops.stages.scoring import encode, evaluate, metric_names, score
+from airflow_mlops.stages.slices import measured, slices_of
 from airflow_mlops.stages.tables import read_table, require_columns, to_frame, write_table
 
 log = logging.getLogger(__name__)
 
-_MIN_SLICE_ROWS = 30
-_MAX_SLICES = 50
+_LONGEST_KEY = 250
 
 
 def run(call: Call, params: Evaluate, store: Store) -> Outcome:
-    """Score the rows of ``test``; output ``evaluation``, a JSON with every metric and the scored rows' reference."""
+    """Score the rows of ``test``; output ``evaluation``, a JSON of all that was measured, and on what.
+
+    The model card is logged to the MLflow run beside the plots; what differs from run to run stands there only.
+    """
     table = read_table(call.input("test"), store)
     registry = ModelRegistry.of(call, store)
     run_id = registry.run_of_model(call.input("model").uri)
@@ -45,49 +53,45 @@ def run(call: Call, params: Evaluate, store: Store) -> Outcome:
         if facts.model_digest != call.input("model").digest:
             raise GateError("the model is not the one that its run has logged", fix="rerun the training")
         require_columns(table.column_names, {facts.target: "the target"})
+        for field in ("slices", "fairness"):
+            require_columns(table.column_names, dict.fromkeys(getattr(params, field), f"evaluate.{field}"))
         truth = encode(to_frame(table.select([facts.target]))[facts.target], facts)
         with loaded(facts, folder / "model") as model:
             scores = score(model, table, truth)
             names = metric_names(params, facts, probabilities=model.gives_probabilities)
-        values = {name: evaluate(name, scores) for name in names}
-        slices = {column: _by_slice(table, column, scores, names) for column in params.slices if _has(table, column)}
+            values = {name: evaluate(name, scores) for name in names}
+            found = _measure(model, table, scores, names, params)
+            evidence = _evidence(call, store, model, run_id, folder / "facts")
         scored = _columns("challenger", scores)
         champion = _champion(registry)
-        if champion is not None and champion.tags.get(MODEL_DIGEST_TAG) == facts.model_digest:
+        already = champion is not None and champion.tags.get(MODEL_DIGEST_TAG) == facts.model_digest
+        if champion is not None and already:
             log.info("the model is champion %s already; there is nothing to compare", champion.version)
             champion = None
         if champion is not None and params.versus_champion:
             scored |= _score_champion(champion, facts, table, truth, folder)
-        if params.plots:
-            _log_plots(run_id, scores, facts, folder / "plots", registry.ref.uri)
-    predictions = write_table(pa.table({"truth": pa.array(truth), **scored}), store, "predictions")
-    evaluation = store.put_json(
-        {
+        predictions = write_table(pa.table({"truth": pa.array(truth), **scored}), store, "predictions")
+        body = {
             "task": facts.task,
             "classes": list(facts.classes),
             "primary": names[0],
             "metrics": values,
-            "slices": slices,
+            **found,
             "rows": table.num_rows,
             "model": facts.model_digest,
             "champion": champion.version if champion else None,
             "predictions": predictions.digest,
-        },
-        "evaluation",
-    )
-    registry.api.log(
-        run_id,
-        metrics={
-            **{f"test.{name}": value for name, value in values.items()},
-            **{
-                f"test.{name}.{_safe(column)}.{_safe(value)}": each
-                for column, by_value in slices.items()
-                for value, measured in by_value.items()
-                for name, each in measured.items()
-                if name != "rows"
-            },
-        },
-    )
+            "evidence": evidence,
+        }
+        body["plots"] = _plots(body, scores, store, folder / "plots", run_id, registry.ref.uri) if params.plots else {}
+    evaluation = store.put_json(body, "evaluation")
+    registry.api.log(run_id, metrics={f"test.{name}": value for name, value in _logged(body).items()})
+    # As the gate will read it, so that both write the same card.
+    read = store.fetch_json(evaluation)
+    version = _version(registry, facts)
+    card = version.tags.get(CARD_TAG) if version else None
+    if not (already and card and registry.find_run(call) is None):
+        card = log_card(call, store, registry, read, run_id=run_id, version=version.version if version else None)
     return outcome_of(
         call,
         outputs={"evaluation": evaluation, "predictions": predictions},
@@ -96,147 +100,104 @@ def run(call: Call, params: Evaluate, store: Store) -> Outcome:
             "run_id": run_id,
             "champion": champion.version if champion else None,
             "mlflow_url": registry.run_url(run_id),
+            "card_url": card,
         },
     )
 
 
+def _measure(model: Model, table: pa.Table, scores: Scores, names: Sequence[str], params: Evaluate) -> dict[str, Any]:
+    """All that is measured beside the metrics themselves."""
+    facts = model.facts
+    regression = facts.task == "regression"
+    columns = tuple(dict.fromkeys((*params.slices, *params.fairness)))
+    parts = {column: slices_of(table[column]) for column in columns}
+    return {
+        "intervals": intervals(names, scores),
+        "slices": {
+            column: measured(each, scores, names, min_rows=params.min_rows, residuals=regression)
+            for column, each in parts.items()
+        },
+        "fairness": {
+            column: differences(facts.task, parts[column], scores, min_rows=params.min_rows)
+            for column in params.fairness
+        },
+        "calibration": calibration(scores) if model.gives_probabilities else None,
+        "confusion": None if regression else confusion(scores, len(facts.classes)),
+        "residuals": residuals(scores) if regression else None,
+        "importance": importance(model, table, scores.truth, names[0], params.importance_rows)
+        if params.importance_rows
+        else None,
+    }
+
+
+def _evidence(call: Call, store: Store, model: Model, run_id: str, folder: Path) -> dict[str, Any]:
+    """What the model was made of, the same for equal content whatever the run, for the model card."""
+    made = json.loads(download(run_id, INPUTS, folder).read_bytes())
+    declaration = ""
+    if made.get("declared"):  # and not trained by a team's own DAG
+        declaration = download(run_id, DECLARATION, folder).read_text(encoding="utf-8")
+    report = store.fetch_json(call.inputs["report"]) if "report" in call.inputs else {}
+    return {
+        "declaration": declaration,
+        "target": model.facts.target,
+        "columns": model.facts.columns,
+        "window": model.facts.window,
+        "inputs": {name: {"digest": ref["digest"], "rows": ref["rows"]} for name, ref in made["inputs"].items()},
+        "test": {"digest": call.input("test").digest, "rows": call.input("test").rows},
+        "code": made["code"]["digest"] if made["code"] else None,
+        "requirements": list(model.requirements),
+        "python": model.python,
+        "warnings": [finding["what"] for finding in report.get("findings", ())],
+    }
+
+
+def _plots(body: dict[str, Any], scores: Scores, store: Store, folder: Path, run_id: str, uri: str) -> dict[str, str]:
+    """Draw the plots, log them to the run, and keep them for the model card; their digests by name."""
+    from airflow_mlops.stages.plots import draw
+
+    folder.mkdir()
+    draw(body, scores, folder)
+    try:
+        mlflow.MlflowClient().log_artifacts(run_id, str(folder), "plots")
+    except (OSError, mlflow.exceptions.MlflowException) as error:
+        raise RegistryUnreachableError(f"MLflow at {uri} takes no plots: {error}") from error
+    return {file.stem: _kept(file, store).digest for file in sorted(folder.iterdir())}
+
+
+def _kept(file: Path, store: Store) -> ArtifactRef:
+    with store.scratch(file.suffix) as copy:
+        shutil.copyfile(file, copy)
+        return store.put_file(copy, "plot")
+
+
+def _version(registry: ModelRegistry, facts: Facts) -> Version | None:
+    """The model's version, where it is registered already."""
+    found = registry.api.versions_tagged(registry.ref.model, MODEL_DIGEST_TAG, facts.model_digest)
+    return found[0] if found else None
+
+
+def _logged(body: Mapping[str, Any]) -> dict[str, float]:
+    """What MLflow shows as metrics, by keys that it takes."""
+    found: dict[str, float] = dict(body["metrics"])
+    for name, bounds in body["intervals"].items():
+        if bounds:
+            found |= {f"{name}.low": bounds[0], f"{name}.high": bounds[1]}
+    for column, entries in body["slices"].items():
+        for entry in entries:
+            found |= {f"{name}.{column}.{entry['value']}": each["value"] for name, each in entry["metrics"].items()}
+    for column, differing in body["fairness"].items():
+        found |= {
+            f"fairness.{column}.{name}": each["value"] for name, each in differing.items() if each["value"] is not None
+        }
+    if body["calibration"]:
+        found["ece"] = body["calibration"]["ece"]
+    return {_safe(name): value for name, value in found.items()}
+
+
 def _safe(text: str) -> str:
     """A name that MLflow takes as part of a metric's key."""
-    return "".join(character if character.isalnum() or character in "-_. /" else "_" for character in text)
-
-
-def _has(table: pa.Table, column: str) -> bool:
-    require_columns(table.column_names, {column: "evaluate.slices"})
-    return True
-
-
-def metric_names(params: Evaluate, facts: Facts, *, probabilities: bool) -> tuple[str, ...]:
-    """The metrics declared, or those of the usual ones that the model's answers allow.
-
-    Raises:
-        GateError: when the task does not have one of them, or the model gives no probabilities for it.
-    """
-    possible = [
-        name
-        for name in metrics_of(facts.task)
-        if probabilities or facts.task == "regression" or METRICS[name].needs == "label"
-    ]
-    wrong = [name for name in params.metrics if name not in possible]
-    if wrong:
-        known = all(name in METRICS and facts.task in METRICS[name].tasks for name in wrong)
-        why = (
-            "which the model's labels without probabilities cannot give"
-            if known
-            else f"which {facts.task} does not have"
-        )
-        raise GateError(f"evaluate.metrics asks for {', '.join(map(repr, wrong))}, {why}", allowed=", ".join(possible))
-    return params.metrics or tuple(name for name in DEFAULT_METRICS[facts.task] if name in possible)
-
-
-def encode(target: pd.Series[Any], facts: Facts) -> np.ndarray[Any, Any]:
-    """The target as class indices, or as numbers for regression.
-
-    Raises:
-        DataError: when rows have no target, or a class that training never saw.
-    """
-    if target.isna().any():
-        raise DataError(f"the target {facts.target!r} has {int(target.isna().sum())} nulls")
-    if facts.task == "regression":
-        return np.asarray(target.to_numpy(dtype=float))
-    index = {value: position for position, value in enumerate(facts.classes)}
-    unknown = sorted({str(value) for value in target.unique() if value not in index})
-    if unknown:
-        raise DataError(
-            f"the held-out rows have classes that training never saw: {', '.join(unknown)}",
-            allowed=", ".join(map(str, facts.classes)),
-            fix="read more windows (train.windows), or split at random",
-        )
-    return np.asarray(target.map(index).to_numpy(dtype=np.int64))
-
-
-def score(model: Model, table: pa.Table, truth: np.ndarray[Any, Any]) -> Scores:
-    """What a model says of raw rows."""
-    rows = raw_rows(table, model.facts)
-    probability = model.probability(rows)
-    if model.facts.task == "regression":
-        return Scores(truth, np.asarray(model.predict(rows), dtype=float))
-    if probability is None:
-        index = {value: position for position, value in enumerate(model.facts.classes)}
-        said = np.array([index[value] for value in np.asarray(model.predict(rows)).tolist()], dtype=np.int64)
-        return Scores(truth, said, np.eye(len(index))[said])
-    probability = np.asarray(probability, dtype=float)
-    return Scores(truth, probability.argmax(axis=1), probability)
-
-
-_MEASURES: dict[str, Callable[[Scores], float]] = {
-    "roc_auc": lambda s: sk.roc_auc_score(s.truth, _positive(s)),
-    "average_precision": lambda s: sk.average_precision_score(s.truth, _positive(s)),
-    "brier": lambda s: sk.brier_score_loss(s.truth, _positive(s)),
-    "f1": lambda s: sk.f1_score(s.truth, s.prediction, zero_division=0),
-    "precision": lambda s: sk.precision_score(s.truth, s.prediction, zero_division=0),
-    "recall": lambda s: sk.recall_score(s.truth, s.prediction, zero_division=0),
-    "mcc": lambda s: sk.matthews_corrcoef(s.truth, s.prediction),
-    "log_loss": lambda s: sk.log_loss(s.truth, _all(s), labels=np.arange(_all(s).shape[1])),
-    "accuracy": lambda s: sk.accuracy_score(s.truth, s.prediction),
-    "balanced_accuracy": lambda s: sk.balanced_accuracy_score(s.truth, s.prediction),
-    "f1_macro": lambda s: sk.f1_score(s.truth, s.prediction, average="macro", zero_division=0),
-    "roc_auc_ovr": lambda s: sk.roc_auc_score(s.truth, _all(s), multi_class="ovr", labels=np.arange(_all(s).shape[1])),
-    "rmse": lambda s: sk.root_mean_squared_error(s.truth, s.prediction),
-    "mae": lambda s: sk.mean_absolute_error(s.truth, s.prediction),
-    "median_ae": lambda s: sk.median_absolute_error(s.truth, s.prediction),
-    "mape": lambda s: sk.mean_absolute_percentage_error(s.truth, s.prediction),
-    "r2": lambda s: sk.r2_score(s.truth, s.prediction),
-}
-
-
-def _all(scores: Scores) -> Any:
-    return scores.probability
-
-
-def _positive(scores: Scores) -> Any:
-    return _all(scores)[:, 1]
-
-
-def evaluate(metric: str, scores: Scores) -> float:
-    """One metric, by scikit-learn.
-
-    Raises:
-        GateError: when the metric is not defined on these rows.
-    """
-    try:
-        value = float(_MEASURES[metric](scores))
-    except ValueError as error:
-        raise GateError(f"{metric!r} cannot be computed on the {len(scores.truth)} held-out rows: {error}") from error
-    if not np.isfinite(value):
-        found = "one class" if scores.probability is not None and len(np.unique(scores.truth)) < 2 else "no spread"
-        raise GateError(
-            f"{metric!r} is not defined on the {len(scores.truth)} held-out rows: they have {found}",
-            fix="hold out more rows (prepare.split.test), or evaluate another metric",
-        )
-    return value
-
-
-def _by_slice(table: pa.Table, column: str, scores: Scores, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Every metric for every value of a column; values too rare, or on which a metric is not defined, have fewer."""
-    raw = to_frame(table.select([column]))[column]
-    values = raw.astype(object).where(raw.notna(), "null").astype(str)
-    found: dict[str, dict[str, float]] = {}
-    for value, count in values.value_counts().head(_MAX_SLICES).items():
-        measured = {"rows": float(count)}
-        if count >= _MIN_SLICE_ROWS:
-            inside = (values == value).to_numpy()
-            part = Scores(
-                scores.truth[inside],
-                scores.prediction[inside],
-                None if scores.probability is None else scores.probability[inside],
-            )
-            for name in names:
-                try:
-                    measured[name] = evaluate(name, part)
-                except GateError as error:
-                    log.info("slice %s=%s: %s", column, value, error.what)
-        found[str(value)] = measured
-    return found
+    safe = "".join(character if character.isalnum() or character in "-_. /" else "_" for character in text)
+    return safe[: _LONGEST_KEY - len("test.")]
 
 
 def _columns(who: str, scores: Scores) -> dict[str, pa.Array]:
@@ -272,14 +233,3 @@ def _score_champion(
     require_columns(table.column_names, dict.fromkeys(theirs.hash_columns, "the champion was trained with it"))
     seen = np.isin(row_hashes(to_frame(table.select(list(theirs.hash_columns)))), trained_on)
     return {**columns, "champion.seen": pa.array(seen)}
-
-
-def _log_plots(run_id: str, scores: Scores, facts: Facts, folder: Path, uri: str) -> None:
-    from airflow_mlops.stages.plots import draw
-
-    folder.mkdir()
-    draw(scores, facts, folder)
-    try:
-        mlflow.MlflowClient().log_artifacts(run_id, str(folder), "plots")
-    except (OSError, mlflow.exceptions.MlflowException) as error:
-        raise RegistryUnreachableError(f"MLflow at {uri} takes no plots: {error}") from error

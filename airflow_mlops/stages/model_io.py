@@ -20,6 +20,7 @@ from typing import Any, Literal
 import mlflow
 import pandas as pd
 import pyarrow as pa
+import yaml
 from pydantic import BaseModel, ConfigDict
 
 from airflow_mlops.call.code import code_scope
@@ -43,6 +44,8 @@ dump_skops = skops.io.dump
 FACTS = "mlops/model.json"
 ROWS = "mlops/training_rows.parquet"
 REFERENCE = "mlops/reference.parquet"
+INPUTS = "mlops/inputs.json"
+DECLARATION = "mlops/pipeline.yaml"
 
 TRUSTED_TYPES = frozenset(
     {
@@ -179,8 +182,21 @@ def read_facts(run_id: str, target: Path) -> Facts:
 class Model:
     """A loaded model and the code it goes with. Use it inside `loaded`."""
 
-    def __init__(self, estimator: Any, facts: Facts) -> None:
-        self.estimator, self.facts = estimator, facts
+    def __init__(self, estimator: Any, facts: Facts, folder: Path) -> None:
+        self.estimator, self.facts, self._folder = estimator, facts, folder
+
+    @property
+    def requirements(self) -> tuple[str, ...]:
+        """The pins that it was logged with, such as ``scikit-learn==1.9.1``."""
+        file = self._folder / "requirements.txt"
+        return tuple(sorted(file.read_text(encoding="utf-8").split())) if file.exists() else ()
+
+    @property
+    def python(self) -> str | None:
+        """The version of Python that it was trained with."""
+        file = self._folder / "python_env.yaml"
+        found = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else None
+        return str(found["python"]) if found else None
 
     @property
     def gives_probabilities(self) -> bool:
@@ -224,7 +240,7 @@ def loaded(facts: Facts, target: Path) -> Iterator[Model]:
             import cloudpickle
 
             estimator = cloudpickle.loads(file.read_bytes())
-        yield Model(estimator, facts)
+        yield Model(estimator, facts, folder)
 
 
 def raw_rows(table: pa.Table, facts: Facts) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, Verdict
 from airflow_mlops.errors import GateError
-from airflow_mlops.registry.models import ModelRegistry
+from airflow_mlops.registry.models import CARD_TAG, ModelRegistry
 from airflow_mlops.registry.requests import Requests
 from airflow_mlops.spec.stages import Promote
 from airflow_mlops.stages.outcome import outcome_of
@@ -34,6 +34,7 @@ def run(call: Call, params: Promote, store: Store) -> Outcome:
             f"the decision is about model {decision['model']}, and version {version} is another",
             fix="pass the decision of the gate that judged this very version",
         )
+    card = registered.tags.get(CARD_TAG)
     requests = Requests(store, registry.ref.model)
     if version == decision["champion"] == registry.ledger.champion():
         requests.settle(call.run, f"version {version} is the champion already")
@@ -45,6 +46,7 @@ def run(call: Call, params: Promote, store: Store) -> Outcome:
                 "version": version,
                 "run_id": registered.run_id,
                 "mlflow_url": registry.run_url(registered.run_id),
+                "card_url": card,
                 "unchanged": "true",
             },
         )
@@ -57,6 +59,7 @@ def run(call: Call, params: Promote, store: Store) -> Outcome:
         requests=tuple(requests.claimed_by(call.run)),
         run=call.run,
         window=call.window.key if call.window else None,
+        card=card,
     )
     registry.project()
     requests.settle(call.run, f"version {version} was promoted")
@@ -72,5 +75,6 @@ def run(call: Call, params: Promote, store: Store) -> Outcome:
             "champion_before": entry.champion_before,
             "run_id": run_id,
             "mlflow_url": registry.run_url(run_id),
+            "card_url": card,
         },
     )

@@ -37,7 +37,17 @@ from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
 from airflow_mlops.spec.metrics import Task
 from airflow_mlops.spec.stages import ModelParams, Train
-from airflow_mlops.stages.model_io import FACTS, REFERENCE, ROWS, Facts, dump_skops, model_digest, trusted_types
+from airflow_mlops.stages.model_io import (
+    DECLARATION,
+    FACTS,
+    INPUTS,
+    REFERENCE,
+    ROWS,
+    Facts,
+    dump_skops,
+    model_digest,
+    trusted_types,
+)
 from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.prepare import call_features
 from airflow_mlops.stages.rows import row_hashes
@@ -383,10 +393,12 @@ def _write_bundle(folder: Path, facts: Facts, hashes: Any, call: Call, params: T
         watched = watched.take(pa.array(chosen))
     pq.write_table(watched, folder / Path(REFERENCE).name, compression="zstd")
     if params.declaration:
-        Path(folder, "pipeline.yaml").write_text(params.declaration)
+        Path(folder, Path(DECLARATION).name).write_text(params.declaration)
     inputs = {name: ref.model_dump() for name, ref in call.inputs.items()}
     code = call.code.model_dump() if call.code else None
-    Path(folder, "inputs.json").write_text(json.dumps({"inputs": inputs, "code": code}, indent=1))
+    Path(folder, Path(INPUTS).name).write_text(
+        json.dumps({"inputs": inputs, "code": code, "declared": bool(params.declaration)}, indent=1)
+    )
 
 
 def _loggable(params: Train) -> dict[str, str]:

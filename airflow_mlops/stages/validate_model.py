@@ -14,11 +14,12 @@ import pyarrow as pa
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, Outcome, Verdict
 from airflow_mlops.errors import GateError
-from airflow_mlops.registry.models import MODEL_DIGEST_TAG, NOTE_TAG, ModelRegistry
+from airflow_mlops.registry.models import CARD_TAG, MODEL_DIGEST_TAG, NOTE_TAG, ModelRegistry
 from airflow_mlops.registry.requests import Requests
 from airflow_mlops.spec.pipeline import VersusChampion
 from airflow_mlops.spec.stages import ValidateModel
 from airflow_mlops.stages.bootstrap import Comparison, Scores, compare
+from airflow_mlops.stages.card import log_card
 from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.register import version_of
 from airflow_mlops.stages.tables import read_table
@@ -38,19 +39,18 @@ def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
         champion = holder.version
     verdict, comparison = judge(evaluation, table, params, already=already)
     version = version_of(call.inputs["version"]) if "version" in call.inputs else None
-    decision = store.put_json(
-        {
-            "status": verdict.status,
-            "reasons": list(verdict.reasons),
-            "model": evaluation["model"],
-            "champion": champion,
-            "metrics": evaluation["metrics"],
-            "comparison": comparison._asdict() if comparison else None,
-            "evaluation": call.input("evaluation").digest,
-            "params": params.model_dump(mode="json"),
-        },
-        "decision",
-    )
+    body = {
+        "status": verdict.status,
+        "reasons": list(verdict.reasons),
+        "model": evaluation["model"],
+        "champion": champion,
+        "metrics": evaluation["metrics"],
+        "measured": {name: measured_of(evaluation)[name] for name in (*params.min, *params.max)},
+        "comparison": comparison._asdict() if comparison else None,
+        "evaluation": call.input("evaluation").digest,
+        "params": params.model_dump(mode="json"),
+    }
+    decision = store.put_json(body, "decision")
     own_run = registry.find_run(call)
     run_id = own_run or (registry.api.version(registry.ref.model, version).run_id if version else registry.run_of(call))
     metrics = {}
@@ -61,12 +61,14 @@ def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
     sentence = " ".join(f"{reason[:1].upper()}{reason[1:]}." for reason in verdict.reasons)
     # Of the champion all is said already, unless it was trained once more.
     unchanged = already and verdict.passed
+    card = holder.tags.get(CARD_TAG) if holder else None
     if own_run or not unchanged:
         registry.api.log(
             run_id,
             metrics=metrics,
             tags={"mlops.verdict": verdict.status, NOTE_TAG: f"**{verdict.status}**: {sentence}"},
         )
+        card = log_card(call, store, registry, evaluation, run_id=run_id, version=version, decision=body)
     requests = Requests(store, registry.ref.model)
     if verdict.passed and version is not None and not already:
         registry.set_challenger(version)
@@ -80,11 +82,12 @@ def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
             requests=tuple(requests.claimed_by(call.run)),
             run=call.run,
             window=call.window.key if call.window else None,
+            card=card,
         )
         requests.settle(call.run, f"{verdict.status}: {sentence}")
     if version is not None and not unchanged:
         registry.api.tag_version(registry.ref.model, version, {"mlops.verdict": verdict.status})
-        registry.api.describe_version(registry.ref.model, version, sentence)
+        registry.api.describe_version(registry.ref.model, version, f"{sentence}\n\n[Model card]({card})")
     return outcome_of(
         call,
         outputs={"decision": decision},
@@ -98,6 +101,7 @@ def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
             "version": version,
             "champion": champion,
             "mlflow_url": registry.run_url(run_id),
+            "card_url": card,
         },
     )
 
@@ -116,10 +120,15 @@ def judge(
     Raises:
         GateError: when a limit names a metric that was not evaluated, or the comparison cannot be computed.
     """
-    measured: dict[str, float] = evaluation["metrics"]
+    found = measured_of(evaluation)
     for name in (*params.min, *params.max):
-        if name not in measured:
-            raise GateError(f"the gate asks for {name!r}, which was not evaluated", allowed=", ".join(measured))
+        if name not in found:
+            raise GateError(f"the gate asks for {name!r}, which was not evaluated", allowed=", ".join(found))
+    unknown = [name for name in (*params.min, *params.max) if found[name] is None]
+    if unknown:
+        reason = f"fewer than two values have enough rows to tell {', '.join(unknown)}"
+        return Verdict(status="insufficient_data", reasons=(reason,)), None
+    measured = {name: value for name, value in found.items() if value is not None}
     failed = [
         *(
             f"{name} {measured[name]:.4f} is below {least:g}"
@@ -141,6 +150,18 @@ def judge(
         what = "there is no champion yet" if params.versus_champion else "no comparison with the champion is declared"
         return Verdict(status="ok", reasons=(f"{what}, and {within}",)), None
     return _versus(evaluation, table, params.versus_champion, params.seed)
+
+
+def measured_of(evaluation: dict[str, Any]) -> dict[str, float | None]:
+    """What a limit may name: the metrics, and each difference; None for one that the rows do not tell."""
+    return {
+        **evaluation["metrics"],
+        **{
+            f"fairness.{column}.{name}": found["value"]
+            for column, differences in evaluation.get("fairness", {}).items()
+            for name, found in differences.items()
+        },
+    }
 
 
 def _versus(

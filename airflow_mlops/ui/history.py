@@ -62,6 +62,8 @@ class Summary(NamedTuple):
     model: str
     champion: str | None
     champion_link: Link | None
+    champion_card: Link | None
+    """Its model card."""
     since: datetime | None
     previous: str | None
     last: Event | None
@@ -141,6 +143,7 @@ class History:
             model=self.model,
             champion=champion,
             champion_link=self._version(champion) if champion else None,
+            champion_card=_outside("Model card", promotion.card) if promotion else None,
             since=promotion.at if promotion else None,
             previous=self.ledger.previous(),
             last=self._decided(entries[-1]) if entries else None,
@@ -219,7 +222,7 @@ class History:
             tone=_DECISIONS.get(entry.kind, "plain"),
             sentence=f"version {entry.version}: {moved}",
             notes=(*entry.reasons, *answers),
-            links=_links(self._version(entry.version), self._run(entry.run)),
+            links=_links(self._version(entry.version), _outside("Model card", entry.card), self._run(entry.run)),
         )
 
     def _version(self, version: str) -> Link | None:

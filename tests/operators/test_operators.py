@@ -16,7 +16,7 @@ from airflow_mlops.call.wire import ArtifactRef
 from airflow_mlops.errors import DeclarationError, MlopsError
 from airflow_mlops.operators import base
 from airflow_mlops.operators.base import StageOperator, StageTask, reference
-from airflow_mlops.operators.links import MlflowReportLink, MlflowRunLink
+from airflow_mlops.operators.links import MlflowReportLink, MlflowRunLink, ModelCardLink
 from airflow_mlops.operators.retry import MlopsRetryPolicy
 from airflow_mlops.sensors import DataDriftSensor
 from airflow_mlops.spec.pipeline import Split
@@ -130,6 +130,8 @@ def test_links() -> None:
     assert [type(link) for link in operators.TrainModelOperator.operator_extra_links] == [MlflowRunLink]
     assert [type(link) for link in DataDriftSensor.operator_extra_links] == [MlflowRunLink, MlflowReportLink]
     assert operators.ExtractDataOperator.operator_extra_links == ()
+    for kind in (operators.EvaluateModelOperator, operators.ValidateModelOperator, operators.PromoteModelOperator):
+        assert [type(link) for link in kind.operator_extra_links] == [MlflowRunLink, ModelCardLink]
 
 
 def test_links_lead_to_the_run(champion: Airflow) -> None:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from airflow_mlops.operators.links import ModelCardLink
 from airflow_mlops.registry.models import NOTE_TAG
 from tests import toy
 from tests.airflow_fixtures import Airflow
@@ -33,6 +34,9 @@ def test_the_first_model_becomes_champion_and_rows_stay_out_of_xcom(toy_months: 
         (f"x-mlops://{toy_months.name}/model", {"version": "1"})
     ]
     assert run.xcom["start", "return_value"]["window"][2] == "2024-01"
+    cards = {run.xcom[task, "card_url"] for task in ("evaluate", "validate_model", "promote")}
+    assert cards == {entry.card}
+    assert run.xcom["promote", ModelCardLink().xcom_key] == entry.card
     assert {task for task, key in run.xcom if key == "return_value"} == {"start", *STAGES}
     for (task, key), value in run.xcom.items():
         text = json.dumps(value)

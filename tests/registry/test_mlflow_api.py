@@ -76,6 +76,23 @@ def test_of_two_runs_with_a_tag_the_older_is_found(api: MlflowApi, fresh_name: s
     assert api.find_run(experiment, "mlops.run", "same") == first
 
 
+def test_what_was_logged_is_read_back(api: MlflowApi, run: str) -> None:
+    api.log(run, metrics={"auc": 0.5}, params={"depth": "3"}, tags={"note": "a"})
+    api.log(run, metrics={"auc": 0.75})
+    found = api.logged(run)
+    assert (found.params, found.metrics, found.tags["note"]) == ({"depth": "3"}, {"auc": 0.75}, "a")
+
+
+@pytest.mark.parametrize("name", ["card.html", "a folder/ü%2F#?.md"])
+def test_a_text_is_an_artifact_and_takes_the_place_of_the_one_before(
+    uri: str, api: MlflowApi, run: str, name: str, tmp_path: Path
+) -> None:
+    for text in ("first, and longer", "<b>é</b>"):
+        api.log_text(run, name, text)
+        client = mlflow.MlflowClient(uri, uri)
+        assert Path(client.download_artifacts(run, name, str(tmp_path))).read_text(encoding="utf-8") == text
+
+
 def test_what_is_logged_is_there(uri: str, api: MlflowApi, run: str) -> None:
     api.log(run, metrics={"auc": 0.75}, params={"depth": "3"}, tags={"note": "a\nb"})
     api.end_run(run, "FINISHED")

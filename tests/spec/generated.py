@@ -93,7 +93,7 @@ pipelines = _section(
             },
         ),
         "tune": st.none() | _tune,
-        "evaluate": _section({}, {"metrics": _names, "slices": _names, "plots": st.booleans()}),
+        "evaluate": _section({}, {"metrics": _names, "slices": _names, "fairness": _names, "plots": st.booleans()}),
         "validate_model": _section(
             {}, {"min": st.dictionaries(texts, st.floats(allow_nan=False)), "versus_champion": st.none() | _versus}
         ),

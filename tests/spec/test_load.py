@@ -126,7 +126,7 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
         (
             "evaluate: {metric: [f1]}",
             "churn.yaml:4: pipeline 'churn', stage 'evaluate': unknown key 'metric'; "
-            "allowed: metrics, slices, plots; try: metrics",
+            "allowed: metrics, slices, fairness, min_rows, importance_rows, plots; try: metrics",
         ),
         (
             "monitor:\n  data_drift:\n    fals_alarm_rate: 0.1",

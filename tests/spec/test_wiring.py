@@ -35,6 +35,8 @@ def told(folder: Path, more: str, family: str | None = None, text: str = LEAST) 
         "evaluate: {metrics: [f1, accuracy, log_loss]}\nvalidate_model: {max: {log_loss: 1}, min: {f1: 0.1}}",
         "validate_model: {min: {accuracy: 0.8}}",
         "prepare: {split: {by: group, group: shop}}",
+        "evaluate: {fairness: [a.b]}\nvalidate_model: {max: {fairness.a.b.tpr_difference: 0.1}}",
+        "task: regression\nevaluate: {fairness: sex}\nvalidate_model: {max: {fairness.sex.mae_difference: 3}}",
     ],
 )
 def test_a_sound_declaration_has_no_problems(tmp_path: Path, more: str) -> None:
@@ -70,6 +72,30 @@ def test_a_sound_declaration_has_no_problems(tmp_path: Path, more: str) -> None:
             "evaluate: {metrics: [log_loss]}\nvalidate_model:\n  min:\n    log_loss: 0.5",
             "7: pipeline 'churn', stage 'validate_model': less log_loss is better, so min does not protect it; "
             "try: validate_model.max",
+        ),
+        (
+            "validate_model: {max: {fairness.sex.tpr_difference: 0.1}}",
+            "4: pipeline 'churn', stage 'validate_model': the gate asks for differences between the values of 'sex', "
+            "which are not measured; try: evaluate: {fairness: [sex]}",
+        ),
+        (
+            "evaluate: {fairness: sex}\nvalidate_model: {min: {fairness.sex.tpr_difference: 0.1}}",
+            "5: pipeline 'churn', stage 'validate_model': less tpr_difference is better, so min does not protect it; "
+            "try: validate_model.max",
+        ),
+        (
+            "evaluate: {fairness: sex}\nvalidate_model: {max: {fairness.sex.tpr_diff: 0.1}}",
+            "5: pipeline 'churn', stage 'validate_model': there is no difference 'tpr_diff'; allowed: "
+            "fairness.sex.selection_rate_difference, fairness.sex.tpr_difference, ",
+        ),
+        (
+            "task: regression\nevaluate: {fairness: sex}\nvalidate_model: {max: {fairness.sex.tpr_difference: 0.1}}",
+            "6: pipeline 'churn', stage 'validate_model': the task 'regression' has no difference 'tpr_difference'; "
+            "allowed: fairness.sex.mae_difference, fairness.sex.mean_error_difference",
+        ),
+        (
+            "evaluate: {fairness: sex}\nvalidate_model: {max: {fairness: 0.1}}",
+            "5: pipeline 'churn', stage 'validate_model': there is no metric 'fairness'",
         ),
         (
             "validate_model: {max: {r2: 0.5}}",

@@ -17,7 +17,7 @@ from airflow_mlops.registry import Request, Requests
 from airflow_mlops.spec.metrics import DEFAULT_METRICS, metrics_of
 from airflow_mlops.spec.stages import ValidateModel
 from airflow_mlops.stages.bootstrap import Scores
-from airflow_mlops.stages.evaluate import evaluate
+from airflow_mlops.stages.scoring import evaluate
 from airflow_mlops.stages.tables import read_table
 from airflow_mlops.stages.validate_model import judge
 from tests import toy
@@ -57,12 +57,17 @@ def test_metrics_and_slices_are_sklearns_on_the_held_out_rows(world: World) -> N
     assert list(evaluation["metrics"]) and set(evaluation["metrics"]) == set(names)
     assert outcomes["evaluate"].metrics == {**evaluation["metrics"], "test_rows": float(len(truth))}
     north = np.array(test["region"].to_pylist()) == "north"
-    slices = evaluation["slices"]
-    assert slices["region"]["north"]["rows"] == north.sum()
-    assert slices["region"]["north"]["roc_auc"] == pytest.approx(sk.roc_auc_score(truth[north], chance[north]))
+    slices = {column: {each["value"]: each for each in found} for column, found in evaluation["slices"].items()}
+    measured = slices["region"]["north"]
+    assert measured["rows"] == north.sum()
+    area = measured["metrics"]["roc_auc"]
+    assert area["value"] == pytest.approx(sk.roc_auc_score(truth[north], chance[north]))
+    assert area["low"] < area["value"] < area["high"]
     assert set(slices["member"]) == {"True", "False"}
     # A value of a few rows is counted and not measured, and nulls are a value.
-    assert slices["region"]["null"] == {"rows": float(test["region"].null_count)}
+    few = slices["region"]["no value"]
+    assert (few["kind"], few["rows"], few["metrics"]) == ("null", test["region"].null_count, {})
+    assert few["note"] == "fewer than 30 rows"
     assert 0 < test["region"].null_count < 30
 
 
@@ -77,7 +82,8 @@ def test_the_run_shows_metrics_plots_and_the_verdict(world: World) -> None:
     assert "test.roc_auc.region.north" in found.data.metrics
     assert found.data.tags["mlops.verdict"] == "ok"
     names = {file.path for file in client.list_artifacts(found.info.run_id, "plots")}
-    assert names == {"plots/roc.png", "plots/precision_recall.png", "plots/confusion.png"}
+    drawn = {"roc", "precision_recall", "confusion", "calibration", "slices", "importance"}
+    assert names == {f"plots/{name}.png" for name in drawn}
 
 
 @pytest.mark.parametrize("task", ["multiclass", "regression"])

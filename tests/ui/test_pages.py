@@ -311,3 +311,14 @@ def test_the_plugin_costs_other_components_nothing() -> None:
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
     )
     assert done.stdout.strip() == "['airflow_mlops.ui', 'airflow_mlops.ui.plugin']"
+
+
+def test_a_version_s_model_card_is_one_click_away(admin: Browser, store: Store) -> None:
+    card = f"{MLFLOW}/#/experiments/1/runs/abc/artifacts/model_card.html"
+    decided(store, "toy", "promotion", "1", "it is the first", card=card)
+    decided(store, "toy", "rejection", "2", "it is worse", card="javascript:alert(1)")
+    link = f'<a href="{card}" class="out" target="_blank" rel="noopener noreferrer">Model card</a>'
+    assert admin.get("/").count(link) == 1
+    page = admin.get("/models/toy")
+    assert page.count(link) == 2
+    assert page.count("Model card") == 2 and "javascript" not in page
