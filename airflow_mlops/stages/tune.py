@@ -27,9 +27,9 @@ from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.spec.metrics import DEFAULT_METRICS, METRICS, Task
 from airflow_mlops.spec.stages import Tune
 from airflow_mlops.stages.bootstrap import Scores
-from airflow_mlops.stages.evaluate import evaluate
 from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.rows import row_hashes
+from airflow_mlops.stages.scoring import evaluate
 from airflow_mlops.stages.study import TuningStudy
 from airflow_mlops.stages.study_plots import draw
 from airflow_mlops.stages.tables import read_table, require_columns, to_frame
