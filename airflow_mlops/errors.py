@@ -17,7 +17,11 @@
     │   └── StoreUnreachableError   (worth a retry)
     └── BackendError                a job could not be carried
         ├── JobCancelledError
-        └── JobLostError            (worth a retry)
+        ├── JobLostError            (worth a retry)
+        ├── JobFailedError          its process broke down, or raised what none of these is (worth a retry)
+        ├── MemoryLimitError        it used more memory than declared
+        └── RuntimeBuildError       the environment that it should run in cannot be had
+            └── PackageIndexUnreachableError   (worth a retry)
 
 An error that a retry can mend says so by ``retryable``; operators fail at once on every other one.
 """
@@ -58,6 +62,10 @@ class MlopsError(Exception):
             text += f"; try: {self.fix}"
         return text
 
+    def as_json(self) -> dict[str, Any]:
+        """The error as plain JSON values; `error_of` reads it back."""
+        return {"type": type(self).__name__, **self.__dict__}
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.__dict__.copy(), self.args)
 
@@ -67,6 +75,16 @@ def _rebuild(kind: type[MlopsError], state: dict[str, Any], args: tuple[Any, ...
     error.args = args
     error.__dict__.update(state)
     return error
+
+
+def error_of(value: dict[str, Any]) -> MlopsError:
+    """The error that `MlopsError.as_json` has written; one of a type that is not known here is a `JobFailedError`."""
+    kinds = [MlopsError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    named = {kind.__name__: kind for kind in kinds}
+    state = {name: each for name, each in value.items() if name != "type"}
+    return _rebuild(named.get(value["type"], JobFailedError), state, (value["what"],))
 
 
 class DeclarationError(MlopsError):
@@ -145,5 +163,25 @@ class JobCancelledError(BackendError):
 
 class JobLostError(BackendError):
     """The job was submitted and can no longer be found."""
+
+    retryable = True
+
+
+class JobFailedError(BackendError):
+    """The job's process broke down, or raised something that is no `MlopsError`."""
+
+    retryable = True
+
+
+class MemoryLimitError(BackendError):
+    """The job used more memory than was declared."""
+
+
+class RuntimeBuildError(BackendError):
+    """The environment that a job should run in cannot be built, or lacks what the stages need."""
+
+
+class PackageIndexUnreachableError(RuntimeBuildError):
+    """The packages of an environment cannot be fetched now."""
 
     retryable = True

@@ -1,5 +1,5 @@
 """Where a Call runs: find, submit, status, logs, cancel, collect."""
 
-from airflow_mlops.backends.base import TERMINAL, Backend, Handle, State, backend_of
+from airflow_mlops.backends.base import TERMINAL, Backend, Handle, State, backend_of, carrier, relay
 
-__all__ = ["TERMINAL", "Backend", "Handle", "State", "backend_of"]
+__all__ = ["TERMINAL", "Backend", "Handle", "State", "backend_of", "carrier", "relay"]

@@ -6,14 +6,19 @@ group ``airflow_mlops.backends`` that names a class with the methods of `Backend
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Literal, Protocol
 
 from airflow_mlops.call.wire import Call, Outcome, Wire
-from airflow_mlops.errors import BackendError
+from airflow_mlops.errors import BackendError, DeclarationError
+from airflow_mlops.spec.pipeline import RUNTIME_BACKENDS, Runtime
+from airflow_mlops.spec.stages import resolve
 
 State = Literal["running", "done", "failed", "cancelled", "lost"]
+_LINE = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) ([\w.]+): (.*)")
 TERMINAL: frozenset[State] = frozenset({"done", "failed", "cancelled", "lost"})
 
 
@@ -31,6 +36,10 @@ class Handle(Wire):
 class Backend(Protocol):
     """What every backend does. The conformance suite in ``tests/contract`` holds each of them to it."""
 
+    attached: bool
+    """Whether a job lives no longer than the process that submits it. That process then stays and follows `logs`; else
+    a task is deferred while the job goes on."""
+
     def find(self, call: Call) -> Handle | None:
         """The job that an earlier try of this Call submitted, if it still counts: running or done."""
 
@@ -44,7 +53,7 @@ class Backend(Protocol):
         """Where the job stands. Cheap: a triggerer asks it again and again."""
 
     def logs(self, handle: Handle) -> Iterator[str]:
-        """The job's log lines so far."""
+        """The job's log lines: so far, or, where the backend is attached, as they come until the job has ended."""
 
     def cancel(self, handle: Handle) -> None:
         """End the job; nothing happens when it has ended."""
@@ -71,3 +80,39 @@ def backend_of(name: str, options: Mapping[str, Any] | None = None) -> Backend:
     except (ImportError, AttributeError, TypeError) as error:
         raise BackendError(f"the backend {name!r} cannot be made: {error}") from error
     return backend
+
+
+def carrier(
+    backend: str, options: Mapping[str, Any] | None, runtime: Runtime | None, base: str
+) -> tuple[str, dict[str, Any]]:
+    """The backend that carries a stage, and what it is made with.
+
+    Args:
+        backend: the backend's name where nothing else is said.
+        options: what it is made with.
+        runtime: the interpreter or environment that the stage wants for itself, if any.
+        base: the folder that relative paths start from.
+
+    Raises:
+        DeclarationError: when a runtime is asked of a backend that has none.
+    """
+    if runtime is None:
+        return backend, dict(options or {})
+    if backend not in RUNTIME_BACKENDS:
+        raise DeclarationError([f"the backend {backend!r} runs no `runtime`; allowed: {', '.join(RUNTIME_BACKENDS)}"])
+    told = runtime.model_dump(exclude_none=True)
+    for name in ("python", "requirements"):
+        # A bare name of an interpreter is looked up on PATH.
+        if name in told and not (name == "python" and "/" not in told[name]):
+            told[name] = resolve(base, told[name])
+    return "subprocess", {**told, **(options or {})}
+
+
+def relay(lines: Iterable[str], log: logging.Logger) -> None:
+    """Log a job's lines here, with level and logger of those that have the runner's form."""
+    for line in lines:
+        match = _LINE.fullmatch(line)
+        if match:
+            logging.getLogger(match[2]).log(getattr(logging, match[1]), "%s", match[3])
+        elif line:
+            log.info("%s", line)

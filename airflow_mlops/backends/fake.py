@@ -35,6 +35,8 @@ class FakeBackend:
         seconds: how long a job takes.
     """
 
+    attached = False
+
     def __init__(self, folder: str, mode: Mode = "deferred", seconds: float = 1.0) -> None:
         self.folder, self.mode, self.seconds = Path(folder), mode, seconds
         self.folder.mkdir(parents=True, exist_ok=True)

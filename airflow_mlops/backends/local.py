@@ -31,6 +31,8 @@ def environment(secrets: Mapping[str, str]) -> Iterator[None]:
 class LocalBackend:
     """Runs Calls in the worker itself."""
 
+    attached = True
+
     def find(self, call: Call) -> Handle | None:
         """Nothing: what an earlier try has done is found by the stage itself."""
         return None

@@ -61,13 +61,14 @@ def _locate(top: str, base: str) -> Path | None:
     return None
 
 
-def snapshot(callables: Iterable[str], base: str, store: Store) -> ArtifactRef | None:
+def snapshot(callables: Iterable[str], base: str, store: Store, *, elsewhere: bool = False) -> ArtifactRef | None:
     """Keep the packages that hold the user's functions; None when all of them come from installed libraries.
 
     Args:
         callables: paths such as ``churn.features:build``.
         base: the folder to look in first.
         store: where the snapshot goes.
+        elsewhere: the code runs in an environment of its own, which may have packages installed that are not here.
 
     Raises:
         CodeError: when a package is neither beside the declaration nor installed.
@@ -76,7 +77,7 @@ def snapshot(callables: Iterable[str], base: str, store: Store) -> ArtifactRef |
     for top in sorted({split_path(path)[0].split(".")[0] for path in callables}):
         place = _locate(top, base)
         if place is None:
-            if not _installed(top):
+            if not elsewhere and not _installed(top):
                 folders = ", ".join(map(str, _search_folders(base)))
                 raise CodeError(f"there is no package {top!r}", allowed=f"one in {folders}, or an installed one")
         elif place.is_file():

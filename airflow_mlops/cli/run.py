@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import shlex
 import sys
@@ -13,9 +14,9 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from airflow_mlops.backends import Backend, backend_of, carrier, relay
 from airflow_mlops.call.cache import INFO
 from airflow_mlops.call.code import snapshot
-from airflow_mlops.call.dispatch import run as run_call
 from airflow_mlops.call.source import windows_of
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, RegistryRef
@@ -25,6 +26,8 @@ from airflow_mlops.spec.source import SqlSource
 from airflow_mlops.spec.stages import resolve
 from airflow_mlops.spec.window import Window, parse_key, window_before
 from airflow_mlops.spec.wiring import problems_of
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, str, float, Outcome | None], None]
 """Told of each stage: its name, what became of it, the seconds it took, and its Outcome."""
@@ -93,6 +96,10 @@ def run_plan(
     plan = train_plan(declaration.pipeline)
     root = Store(store)
     code = code_of(declaration, root)
+    here = backend_of("local")
+    name, settings = carrier("local", None, declaration.pipeline.runtime, declaration.base)
+    # Its process serves all stages, so that what they import is imported once.
+    apart = backend_of(name, {**settings, "warm": True}) if declaration.pipeline.runtime else here
     for position, node in enumerate(plan):
         call = call_of(
             declaration, node, outcomes, code=code, window=window, run=run, store=root, registry=registry, cache=cache
@@ -104,7 +111,7 @@ def run_plan(
         else:
             started = time.perf_counter()
             try:
-                outcomes[node.stage] = run_call(call)
+                outcomes[node.stage] = _carry(apart if node.params.in_runtime else here, call)
             except MlopsError:
                 progress(node.stage, "failed", time.perf_counter() - started, None)
                 raise
@@ -119,7 +126,8 @@ def run_plan(
 def code_of(declaration: Declaration, store: Store) -> ArtifactRef | None:
     """The snapshot of all the user's code that the train plan runs."""
     paths = {path for node in train_plan(declaration.pipeline) for path in node.params.callables()}
-    return snapshot(sorted(paths), declaration.base, store)
+    isolated = declaration.pipeline.runtime is not None
+    return snapshot(sorted(paths), declaration.base, store, elsewhere=isolated)
 
 
 def call_of(
@@ -160,6 +168,12 @@ def registry_of(options: argparse.Namespace, state: Path, name: str) -> Registry
 def store_of(options: argparse.Namespace, state: Path) -> str:
     """The root of the store: the one given, or one in the state folder."""
     return options.store or str(state.absolute() / "store")
+
+
+def _carry(backend: Backend, call: Call) -> Outcome:
+    handle = backend.submit(call, {})
+    relay(backend.logs(handle), log)
+    return backend.collect(handle)
 
 
 def choose_window(declaration: Declaration, key: str | None) -> Window | None:

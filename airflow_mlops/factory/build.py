@@ -114,8 +114,10 @@ def _add_tasks(dag: DAG, pipeline: Pipeline, base: str, plan: tuple[Node, ...], 
         callables=sorted({path for node in plan for path in node.params.callables()}),
         upstream_models=[each.model for each in pipeline.retrain.triggers if isinstance(each, ModelTrigger)],
         answers_requests=answers_requests,
+        isolated=pipeline.runtime is not None,
         base=base,
     )
+    runtime = pipeline.runtime.model_dump(exclude_none=True) if pipeline.runtime else None
     tasks: dict[str, StageOperator] = {}
     for node in plan:
         given: dict[str, Any] = {name: tasks[stage].output for name, (stage, _) in node.inputs.items()}
@@ -126,6 +128,7 @@ def _add_tasks(dag: DAG, pipeline: Pipeline, base: str, plan: tuple[Node, ...], 
             **node.params.model_dump(),
             **given,
             **_common(pipeline, base),
+            "runtime": runtime if node.params.in_runtime else None,
         }
         parts = getattr(node.params, "parts", 1)
         before = []

@@ -10,7 +10,7 @@ from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.exceptions import DownstreamTasksSkipped
 from pydantic import ValidationError
 
-from airflow_mlops.backends.base import TERMINAL, Handle, backend_of
+from airflow_mlops.backends.base import TERMINAL, Backend, Handle, backend_of, carrier, relay
 from airflow_mlops.call.code import snapshot
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
@@ -27,6 +27,7 @@ from airflow_mlops.operators.links import (
 )
 from airflow_mlops.operators.retry import MlopsRetryPolicy
 from airflow_mlops.operators.window import window_from, window_of_run
+from airflow_mlops.spec.pipeline import Runtime
 from airflow_mlops.spec.stages import Extract, Monitor, StageParams
 from airflow_mlops.spec.window import Grain, Window
 from airflow_mlops.triggers.job import JobTrigger
@@ -78,6 +79,7 @@ class StageTask:
     base: str | None
     backend: str
     backend_options: dict[str, Any]
+    runtime: dict[str, Any] | None
     poll_interval: float
 
     if TYPE_CHECKING:
@@ -109,6 +111,7 @@ class StageTask:
         backend_options: Mapping[str, Any] | None,
         poll_interval: float,
         cache: bool = True,
+        runtime: Mapping[str, Any] | None = None,
     ) -> None:
         """Take the arguments that every stage task has, and the stage's own."""
         for name, value in settings.items():
@@ -117,6 +120,7 @@ class StageTask:
         self.registry_conn_id, self.store, self.base = registry_conn_id, store, base
         self.cache = cache
         self.backend, self.backend_options = backend, dict(backend_options or {})
+        self.runtime = dict(runtime) if runtime else None
         self.poll_interval = poll_interval
 
     @property
@@ -128,6 +132,22 @@ class StageTask:
     def folder(self) -> str:
         """The folder that relative paths and the user's packages are looked up from: the DAG file's, unless given."""
         return self.base or str(self.dag.folder)
+
+    @property
+    def carrier(self) -> tuple[str, dict[str, Any]]:
+        """The name of the backend that carries this stage, and what it is made with.
+
+        Raises:
+            DeclarationError: when ``runtime`` is wrong.
+        """
+        try:
+            runtime = Runtime.model_validate(self.runtime) if self.runtime else None
+        except ValidationError as error:
+            where = f"{type(self).__name__} {self.pipeline_name!r}"
+            raise DeclarationError(
+                [f"{where}: argument 'runtime': {item['msg']}" for item in error.errors()]
+            ) from error
+        return carrier(self.backend, self.backend_options, runtime, self.folder)
 
     def stage_params(self) -> StageParams:
         """The stage's params, after templates were rendered.
@@ -155,7 +175,7 @@ class StageTask:
         # Only a stage that runs the user's code depends on it: the others stay what they are when it changes.
         code = start.get("code") if params.callables() else None
         if code is None and params.callables():
-            code = snapshot(params.callables(), self.folder, Store(root))
+            code = snapshot(params.callables(), self.folder, Store(root), elsewhere=self.runtime is not None)
         return Call(
             pipeline=self.pipeline_name,
             stage=params.stage,
@@ -190,37 +210,36 @@ class StageTask:
 
     def carry(self, context: Context, call: Call) -> Outcome:
         """Let the backend run the Call; the task is deferred while a remote one does."""
-        backend = backend_of(self.backend, self.backend_options)
+        name, options = self.carrier
+        backend = backend_of(name, options)
         handle = backend.find(call)
         if handle is None:
             handle = backend.submit(call, self._secrets(call))
         else:
             self.log.info("%s: the job %s of an earlier try is found again", call.where, handle.job)
         self._handle: Handle | None = handle
-        if backend.status(handle) not in TERMINAL:
+        if not backend.attached and backend.status(handle) not in TERMINAL:
             trigger = JobTrigger(
-                backend=self.backend,
-                options=self.backend_options,
+                backend=name,
+                options=options,
                 handle=handle.model_dump(mode="json"),
                 poll_interval=self.poll_interval,
             )
             self.defer(trigger=trigger, method_name="resume")
-        return self._collect(handle)
+        return self._collect(backend, handle)
 
     def _secrets(self, call: Call) -> dict[str, str]:
         secrets = MlflowHook(self.registry_conn_id).environment() if call.registry else {}
         source = call.params.get("source")
         return {**secrets, **connection_environment(source["connection"])} if isinstance(source, Mapping) else secrets
 
-    def _collect(self, handle: Handle) -> Outcome:
-        backend = backend_of(self.backend, self.backend_options)
-        for line in backend.logs(handle):
-            self.log.info("%s", line)
+    def _collect(self, backend: Backend, handle: Handle) -> Outcome:
+        relay(backend.logs(handle), self.log)
         return backend.collect(handle)
 
     def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on when the trigger has seen the job end."""
-        return self.finish(context, self._collect(Handle.model_validate(event["handle"])))
+        return self.finish(context, self._collect(backend_of(*self.carrier), Handle.model_validate(event["handle"])))
 
     def finish(self, context: Context, outcome: Outcome) -> dict[str, Any]:
         """Report what came out: log, links, and references for the tasks that follow."""
@@ -239,7 +258,7 @@ class StageTask:
         """End the job when the task is ended."""
         handle = getattr(self, "_handle", None)
         if handle is not None:
-            backend_of(self.backend, self.backend_options).cancel(handle)
+            backend_of(*self.carrier).cancel(handle)
 
 
 class StageOperator(StageTask, BaseOperator):
@@ -259,6 +278,8 @@ class StageOperator(StageTask, BaseOperator):
     :param base: the folder that relative paths and the user's packages are looked up from. Default: the DAG file's.
     :param backend: where the stage runs: a name entered in the entry points ``airflow_mlops.backends``.
     :param backend_options: what the backend is made with.
+    :param runtime: run the stage in a process of its own, without Airflow: ``{"python": PATH}`` in that interpreter,
+        ``{"requirements": FILE}`` in an environment built from that file, each with ``"memory": "2GiB"`` at most.
     :param poll_interval: seconds between two looks at a remote job.
     """
 
@@ -275,6 +296,7 @@ class StageOperator(StageTask, BaseOperator):
         base: str | None = None,
         backend: str = "local",
         backend_options: Mapping[str, Any] | None = None,
+        runtime: Mapping[str, Any] | None = None,
         poll_interval: float = 10.0,
         **kwargs: Any,
     ) -> None:
@@ -291,6 +313,7 @@ class StageOperator(StageTask, BaseOperator):
             base=base,
             backend=backend,
             backend_options=backend_options,
+            runtime=runtime,
             poll_interval=poll_interval,
         )
 

@@ -40,6 +40,7 @@ class StartRunOperator(BaseOperator):
     :param callables: the user's functions, whose packages are kept as the run's code.
     :param upstream_models: pipelines whose promotions ask for a retraining.
     :param answers_requests: whether the run trains, and so answers retrain requests.
+    :param isolated: whether the stages run in an environment of their own, which may have packages that are not here.
     :param store: the artifact store's root. Default: ``[airflow_mlops] store``.
     :param base: the folder that relative paths and the user's packages are looked up from. Default: the DAG file's.
     """
@@ -58,6 +59,7 @@ class StartRunOperator(BaseOperator):
         callables: Sequence[str] = (),
         upstream_models: Sequence[str] = (),
         answers_requests: bool = True,
+        isolated: bool = False,
         store: str | None = None,
         base: str | None = None,
         **kwargs: Any,
@@ -67,7 +69,7 @@ class StartRunOperator(BaseOperator):
         self.pipeline, self.source, self.grain = pipeline, source, grain
         self.time, self.settle = time, settle
         self.callables, self.upstream_models = list(callables), list(upstream_models)
-        self.answers_requests, self.store, self.base = answers_requests, store, base
+        self.answers_requests, self.isolated, self.store, self.base = answers_requests, isolated, store, base
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Claim requests, choose the window, keep the code."""
@@ -86,7 +88,7 @@ class StartRunOperator(BaseOperator):
                 source = resolve(base, source)
             settle = parse_duration(self.settle)
             window = window_of_run(context, self.grain, source, time=self.time, settle=settle)
-        code = snapshot(self.callables, base, store)
+        code = snapshot(self.callables, base, store, elsewhere=self.isolated)
         self.log.info(
             "window: %s, code: %s", window.key if window else "all rows", code.digest if code else "installed"
         )

@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic.json_schema import GenerateJsonSchema
 
 _DURATION = re.compile(r"(\d+)\s*([smhdw])")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -121,6 +122,33 @@ def check_schedule(value: str) -> str:
     return value
 
 
+def parse_size(value: Any) -> int:
+    """Read ``512MiB``, ``2GiB`` or ``1.5GB``; pass a whole number of bytes through."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match:
+        number, unit = match.groups()
+        base = 1024 if "i" in unit else 1000
+        size = int(float(number) * base ** ("KMGT".index(unit[0]) + 1))
+        if size > 0:
+            return size
+    raise ValueError(f"{value!r} is no amount of memory; write a number and a unit: 512MiB, 2GiB, 1.5GB")
+
+
+def format_size(value: int) -> str:
+    """Write an amount of bytes in the greatest unit that keeps two digits after the point exact enough for a person."""
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if value >= 1024**power:
+            return f"{value / 1024**power:.2f}".rstrip("0").rstrip(".") + unit
+    return f"{value} bytes"
+
+
+def _size(value: str) -> str:
+    parse_size(value)
+    return value
+
+
 def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
@@ -137,6 +165,13 @@ Schedule = Annotated[
     str, AfterValidator(check_schedule), WithJsonSchema({"type": "string", "examples": ["@daily", "0 6 * * 1"]})
 ]
 """A cron expression or a preset."""
+
+Size = Annotated[
+    str,
+    AfterValidator(_size),
+    WithJsonSchema({"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*[KMGT]i?B\s*$", "examples": ["2GiB"]}),
+]
+"""An amount of memory, written ``512MiB`` or ``2GiB``."""
 
 Callable = Annotated[
     str,

@@ -8,13 +8,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from airflow_mlops.spec.base import Callable, Duration, Estimator, Names, Schedule, Section
+from airflow_mlops.spec.base import Callable, Duration, Estimator, Names, Schedule, Section, Size
 from airflow_mlops.spec.metrics import Task
 from airflow_mlops.spec.source import Snapshots, Source, is_windowed
 from airflow_mlops.spec.space import Space
 from airflow_mlops.spec.window import Grain, grain_of
 
 API_VERSION = "airflow-mlops/v1"
+RUNTIME_BACKENDS = ("local", "subprocess")
+"""The backends beside which a `runtime` may be declared."""
 
 
 class Windows(Section):
@@ -253,6 +255,31 @@ class Predict(Section):
     """Where predictions go, as a folder. Default: ``predictions/<name>`` in the store."""
 
 
+class Runtime(Section):
+    """Where the stages run that import the team's code or load a model: in a process of their own, without Airflow.
+
+    Extraction, the checks of the data, monitoring and the registry stay in the worker: they do neither.
+    """
+
+    python: str | None = Field(None, min_length=1, examples=["/opt/envs/churn/bin/python"])
+    """The interpreter, as a path relative to the declaration; it must have what the stages need. Default: that of the
+    environment made of ``requirements``, else the worker's own."""
+    requirements: str | None = Field(None, min_length=1, examples=["requirements.txt"])
+    """Instead, a requirements file, relative to the declaration. Its environment is built by uv where it is first used,
+    together with what the stages need, and kept."""
+    memory: Size | None = None
+    """The most memory that a stage and its children may use; one that uses more is ended, and not tried again.
+    Default: no limit."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Runtime:
+        if self.python and self.requirements:
+            raise ValueError("give one of 'python' and 'requirements', not both")
+        if not (self.python or self.requirements or self.memory):
+            raise ValueError("give 'python', 'requirements' or 'memory'")
+        return self
+
+
 class Pipeline(Section):
     """One pipeline, one model. Only ``name``, ``data`` and ``train`` are required."""
 
@@ -290,6 +317,8 @@ class Pipeline(Section):
     """Batch prediction."""
     backend: str = "local"
     """Where the stages run: a name entered in the entry points ``airflow_mlops.backends``."""
+    runtime: Runtime | None = None
+    """An interpreter or environment of its own for what the team's code needs. Default: the worker's."""
     registry: str = "mlflow_default"
     """The Airflow connection of type ``mlflow``."""
     cache: bool = True

@@ -36,6 +36,8 @@ class StageParams(Section):
     code_fields: ClassVar[tuple[str, ...]] = ()
     path_fields: ClassVar[tuple[str, ...]] = ()
     uncached: ClassVar[tuple[str, ...]] = ()
+    in_runtime: ClassVar[bool] = True
+    """Whether the stage imports the team's code or loads a model, and so belongs into the pipeline's `runtime`."""
 
     def resolved(self, base: str) -> Self:
         """Make paths absolute, and read what lies in small files, so that the Call carries content where it can.
@@ -56,6 +58,7 @@ class Extract(StageParams):
     """Read windows of the source into one immutable Parquet snapshot."""
 
     stage = "extract"
+    in_runtime = False
     path_fields = ("source",)
     uncached = ("source", "settle", "snapshots")
     source: Source
@@ -84,6 +87,7 @@ class ValidateData(StageParams):
     """Hold rows against the data schema: hard rules stop the run, soft ones warn."""
 
     stage = "validate_data"
+    in_runtime = False
     path_fields = ("data_schema",)
     data_schema: DataSchema | str | None = Field(None, alias="schema")
     """The schema, or the file that holds it. Default: only the target and the row count are checked."""
@@ -198,6 +202,7 @@ class Register(StageParams):
     """Make the trained model a version of the registered model, once."""
 
     stage = "register"
+    in_runtime = False
 
 
 class Evaluate(StageParams):
@@ -224,6 +229,7 @@ class ValidateModel(StageParams):
     """The gate: absolute limits, and the comparison with the champion by a paired bootstrap."""
 
     stage = "validate_model"
+    in_runtime = False
     min: dict[str, float] = {}
     """The least value of a metric where more is better."""
     max: dict[str, float] = {}
@@ -238,6 +244,7 @@ class Promote(StageParams):
     """Make a version that passed its gate the champion, by compare-and-set on the ledger."""
 
     stage = "promote"
+    in_runtime = False
 
 
 class BatchPredict(StageParams):
@@ -255,6 +262,7 @@ class Monitor(StageParams):
     """Compare a window's rows with the champion's reference."""
 
     stage = "monitor"
+    in_runtime = False
     path_fields = ("source",)
     source: Source
     """Where the window's rows come from, as in extraction."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from airflow_mlops.spec.load import Declaration
 from airflow_mlops.spec.metrics import DEFAULT_METRICS, FAIRNESS, METRICS, TASKS, Task, fairness_limit, metrics_of
-from airflow_mlops.spec.pipeline import ModelTrigger, Pipeline
+from airflow_mlops.spec.pipeline import RUNTIME_BACKENDS, ModelTrigger, Pipeline
 from airflow_mlops.spec.source import SqlSource
 
 
@@ -54,6 +54,12 @@ def check(pipeline: Pipeline, family: str | None = None) -> Iterator[Problem]:
     yield from _check_metrics(pipeline, tasks)
     yield from _check_tune(pipeline, tasks)
     yield from _check_data(pipeline)
+    if pipeline.runtime and pipeline.backend not in RUNTIME_BACKENDS:
+        yield Problem(
+            ("runtime",),
+            f"the backend {pipeline.backend!r} runs no `runtime`",
+            allowed=" or ".join(f"backend: {name}" for name in RUNTIME_BACKENDS),
+        )
     for index, trigger in enumerate(pipeline.retrain.triggers):
         if isinstance(trigger, ModelTrigger) and trigger.model == pipeline.name:
             yield Problem(

@@ -59,10 +59,15 @@ def fake(folder: Path, mode: str) -> Bench:
     return Bench(make(), make, remote=True)
 
 
-BACKENDS = ["local", "immediate", "deferred", "slow"]
+@pytest.fixture
+def subprocess(tmp_path: Path) -> Bench:
+    return Bench(backend_of("subprocess"), lambda: backend_of("subprocess"), remote=True)
 
 
-DEFERRING = ["deferred", "slow"]
+BACKENDS = ["local", "immediate", "deferred", "slow", "subprocess"]
+
+
+DEFERRING = ["deferred", "slow", "subprocess"]
 """Those whose jobs go on after `submit`, long enough to be looked at."""
 
 
