@@ -41,6 +41,7 @@ for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_TOKE
 settings.register_profile("suite", deadline=None, database=None, max_examples=20)
 settings.load_profile("suite")
 
+OLD_SKLEARN = "scikit-learn==1.6.*\n"
 TESTS = Path(__file__).parent
 
 
@@ -91,6 +92,24 @@ def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path, se
         except OSError:
             time.sleep(0.2)
     pytest.fail(f"mlflow server did not start:\n{log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def old_sklearn(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A requirements file with an older scikit-learn; its environment is built once, for later sessions too."""
+    from airflow_mlops.backends.runtime import FOLDER_VARIABLE, environment
+    from airflow_mlops.errors import PackageIndexUnreachableError
+
+    folder = request.config.cache.mkdir("runtimes")
+    file = folder / "requirements.txt"
+    file.write_text(OLD_SKLEARN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER_VARIABLE, str(folder))
+        try:
+            environment(file)
+        except PackageIndexUnreachableError as error:
+            pytest.skip(f"needs a package index: {error}")
+        yield str(file)
 
 
 @pytest.fixture

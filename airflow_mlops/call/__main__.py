@@ -11,13 +11,14 @@ import contextlib
 import json
 import logging
 import sys
+import traceback
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from airflow_mlops.call.dispatch import run
 from airflow_mlops.call.wire import Call
-from airflow_mlops.errors import JobFailedError, MlopsError
+from airflow_mlops.errors import CodeError, JobFailedError, MlopsError
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ def perform(file: Path, target: Path | None) -> int:
             text = run(call).model_dump_json(indent=1)
     except MlopsError as error:
         failure = error
+        if isinstance(error, CodeError) and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
     except (Exception, SystemExit) as error:
         log.exception("%s raised what is no error of ours", call.where)
         failure = JobFailedError(f"{type(error).__name__}: {error}", where=call.where)
