@@ -76,6 +76,16 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument("--force", action="store_true", help="write over an earlier file")
     infer.set_defaults(handler=_infer)
 
+    runtime = commands.add_parser("runtime", help="the environments of pipelines that have a runtime of their own")
+    kinds = runtime.add_subparsers(dest="kind", metavar="COMMAND", required=True)
+    build = kinds.add_parser("build", help="build them beforehand, such as when an image is made")
+    build.add_argument("files", nargs="+", metavar="FILE", help="a YAML file of one or more pipelines")
+    build.set_defaults(handler=_runtime, command_name="build")
+    kinds.add_parser("ls", help="list those kept here").set_defaults(handler=_runtime, command_name="ls")
+    unused = kinds.add_parser("prune", help="remove those that nobody uses any more")
+    unused.add_argument("--unused", default="30d", metavar="TIME", help="for how long (default: 30d)")
+    unused.set_defaults(handler=_runtime, command_name="remove")
+
     cache = commands.add_parser("cache", help="what is kept of earlier runs, why a stage is done again, what may go")
     asked = cache.add_subparsers(dest="asked", metavar="COMMAND", required=True)
     listed = asked.add_parser("ls", help="list what is kept: stage, key, when, size, by which run")
@@ -129,6 +139,12 @@ def _run(options: argparse.Namespace) -> int:
     from airflow_mlops.cli.run import run
 
     return run(options, Path(STATE_FOLDER))
+
+
+def _runtime(options: argparse.Namespace) -> int:
+    from airflow_mlops.cli import runtime
+
+    return int(getattr(runtime, options.command_name)(options))
 
 
 def _cache(options: argparse.Namespace) -> int:
