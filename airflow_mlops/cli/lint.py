@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ def lint(files: list[str]) -> list[str]:
         problems += problems_of(declaration, family)
         problems += found
         problems += _check_schema(declaration)
+        problems += _check_runtime(declaration)
     return [*problems, *check_all(declarations)]
 
 
@@ -61,6 +63,8 @@ def _check_code(declaration: Declaration) -> tuple[str | None, list[str]]:
             try:
                 found = load(name)
             except CodeError as error:
+                if pipeline.runtime and isinstance(error.__cause__, ImportError):
+                    continue  # it may well be there where it runs
                 problems.append(declaration.problem(path, error.what, allowed=error.allowed, fix=error.fix))
                 continue
             if path[-1] == "estimator":
@@ -100,3 +104,13 @@ def _check_schema(declaration: Declaration) -> list[str]:
     except DeclarationError as error:
         return [declaration.problem(("data", "schema"), problem) for problem in error.problems]
     return []
+
+
+def _check_runtime(declaration: Declaration) -> list[str]:
+    runtime = declaration.pipeline.runtime
+    if runtime is None or runtime.requirements is None:
+        return []
+    file = resolve(declaration.base, runtime.requirements)
+    if os.path.isfile(file):
+        return []
+    return [declaration.problem(("runtime", "requirements"), f"there is no file {file}")]

@@ -10,11 +10,12 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from airflow_mlops.backends import Backend, backend_of, carrier, relay
+from airflow_mlops.backends.subprocess import SubprocessBackend
 from airflow_mlops.call.cache import INFO
 from airflow_mlops.call.code import snapshot
 from airflow_mlops.call.source import windows_of
@@ -97,30 +98,36 @@ def run_plan(
     root = Store(store)
     code = code_of(declaration, root)
     here = backend_of("local")
-    name, settings = carrier("local", None, declaration.pipeline.runtime, declaration.base)
-    # Its process serves all stages, so that what they import is imported once.
-    apart = backend_of(name, {**settings, "warm": True}) if declaration.pipeline.runtime else here
-    for position, node in enumerate(plan):
-        call = call_of(
-            declaration, node, outcomes, code=code, window=window, run=run, store=root, registry=registry, cache=cache
-        )
-        earlier = root.read_outcome(call)
-        if earlier is not None:
-            outcomes[node.stage] = earlier
-            progress(node.stage, "reused", 0.0, earlier)
-        else:
-            started = time.perf_counter()
-            try:
-                outcomes[node.stage] = _carry(apart if node.params.in_runtime else here, call)
-            except MlopsError:
-                progress(node.stage, "failed", time.perf_counter() - started, None)
-                raise
-            outcome = outcomes[node.stage]
-            progress(node.stage, _status(outcome), time.perf_counter() - started, outcome)
-        if not outcomes[node.stage].verdict.passed:
-            for later in plan[position + 1 :]:
-                progress(later.stage, "skipped", 0.0, None)
-            return
+    with _apart(declaration) as apart:
+        for position, node in enumerate(plan):
+            call = call_of(
+                declaration,
+                node,
+                outcomes,
+                code=code,
+                window=window,
+                run=run,
+                store=root,
+                registry=registry,
+                cache=cache,
+            )
+            earlier = root.read_outcome(call)
+            if earlier is not None:
+                outcomes[node.stage] = earlier
+                progress(node.stage, "reused", 0.0, earlier)
+            else:
+                started = time.perf_counter()
+                try:
+                    outcomes[node.stage] = _carry(apart if node.params.in_runtime else here, call)
+                except MlopsError:
+                    progress(node.stage, "failed", time.perf_counter() - started, None)
+                    raise
+                outcome = outcomes[node.stage]
+                progress(node.stage, _status(outcome), time.perf_counter() - started, outcome)
+            if not outcomes[node.stage].verdict.passed:
+                for later in plan[position + 1 :]:
+                    progress(later.stage, "skipped", 0.0, None)
+                return
 
 
 def code_of(declaration: Declaration, store: Store) -> ArtifactRef | None:
@@ -168,6 +175,20 @@ def registry_of(options: argparse.Namespace, state: Path, name: str) -> Registry
 def store_of(options: argparse.Namespace, state: Path) -> str:
     """The root of the store: the one given, or one in the state folder."""
     return options.store or str(state.absolute() / "store")
+
+
+@contextlib.contextmanager
+def _apart(declaration: Declaration) -> Iterator[Backend]:
+    """What carries the stages of the pipeline's runtime: one process, so that what they import is imported once."""
+    runtime = declaration.pipeline.runtime
+    if runtime is None:
+        yield backend_of("local")
+        return
+    backend = SubprocessBackend(**carrier("local", None, runtime, declaration.base)[1], warm=True)
+    try:
+        yield backend
+    finally:
+        backend.close()
 
 
 def _carry(backend: Backend, call: Call) -> Outcome:
