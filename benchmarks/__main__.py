@@ -10,10 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import rerun, runs, startup, workers
+from benchmarks import rerun, runs, runtime, startup, workers
 from benchmarks.table import Table
 
-PARTS = ("import", "parse", "run", "airflow", "rerun")
+PARTS = ("import", "parse", "run", "airflow", "rerun", "runtime")
 ROWS, QUICK_ROWS = 100_000, 5_000
 
 
@@ -47,6 +47,8 @@ def main() -> int:
             bare = runs.measure(table, home / "run", rows, repeat, warm_up=not options.quick, ours="run" in parts)
             if "airflow" in parts:
                 workers.measure(table, home / "airflow", home / "run", bare)
+        if "runtime" in parts:
+            runtime.measure(table, home / "runtime", rows, repeat=1 if options.quick else 5, warm_up=not options.quick)
         if "rerun" in parts:
             rerun.measure(table, home / "rerun", rows, 1 if options.quick else 3)
     print(f"\nload {_load()} at the end, after {time.monotonic() - started:.0f} s\n")
