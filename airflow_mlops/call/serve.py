@@ -24,8 +24,9 @@ CALL, OUTCOME, ERROR, LOCK = "call.json", "outcome.json", "outcome.error.json", 
 """The files of a job's folder. The lock is held, shared, for as long as the job runs."""
 
 
-def main() -> None:
-    """Run what comes in until nothing can come any more."""
+def main() -> int:
+    """Run what comes in until nothing can come any more; the exit code is that of the last job."""
+    code = 0
     # The user's code and its children get neither channel: what they read is empty, what they print is log.
     asked, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", buffering=1)
     with open(os.devnull) as nothing:
@@ -52,7 +53,8 @@ def main() -> None:
             stream.flush()
         working.clear()
         print(code, file=answers)
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
