@@ -57,6 +57,8 @@ def demo(dags: Path, *, months: int | None = None, keep: Path | None = None) -> 
         run.show()
         if sys.stdin.isatty() and sys.stdout.isatty():
             _stay(services)
+        else:
+            print("\nThe servers end now, for nobody watches; in a terminal they stay up until Ctrl-C.")
         return 0
 
 

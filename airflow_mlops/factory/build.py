@@ -76,7 +76,6 @@ def _dag(pipeline: Pipeline, what: str, schedule: Any, doc: str) -> DAG:
             "retries": pipeline.retries,
             "retry_delay": pipeline.retry_delay,
         },
-        is_paused_upon_creation=False,
     )
 
 
