@@ -14,7 +14,7 @@ from airflow_mlops.spec.window import Window
 
 VERSION = 1
 
-Status = Literal["ok", "warn", "drift", "rejected", "insufficient_data", "error"]
+Status = Literal["ok", "warn", "held", "drift", "rejected", "insufficient_data", "error"]
 
 
 class Wire(Described):
@@ -135,7 +135,8 @@ class Verdict(Wire):
     """What a stage decided, and why in plain words."""
 
     status: Status = "ok"
-    """``ok``, ``warn``, ``drift``, ``rejected``, ``insufficient_data`` or ``error``."""
+    """``ok``, ``warn``, ``held`` (passed, and not to be promoted), ``drift``, ``rejected``, ``insufficient_data`` or
+    ``error``."""
     reasons: tuple[str, ...] = ()
     """Sentences a person understands."""
 

@@ -62,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--resume", metavar="RUN", help="go on with an earlier run: what it has done is not done again")
     run.add_argument("--no-cache", action="store_true", help="do every stage anew, and keep nothing for later runs")
+    run.add_argument(
+        "--promote",
+        action=argparse.BooleanOptionalAction,
+        help="whether a model that passes may be promoted (default: unless the window is older than the champion's)",
+    )
     run.add_argument("--json", action="store_true", help="print one JSON object instead of progress lines")
     run.add_argument("--verbose", action="store_true", help="show log lines and whole tracebacks")
     run.set_defaults(handler=_run)

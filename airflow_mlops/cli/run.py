@@ -30,6 +30,7 @@ from airflow_mlops.spec.wiring import problems_of
 
 log = logging.getLogger(__name__)
 
+GATE = "validate_model"
 Progress = Callable[[str, str, float, Outcome | None], None]
 """Told of each stage: its name, what became of it, the seconds it took, and its Outcome."""
 
@@ -62,6 +63,7 @@ def run(options: argparse.Namespace, state: Path) -> int:
                 progress=say,
                 outcomes=outcomes,
                 cache=declaration.pipeline.cache and not options.no_cache,
+                promote=options.promote,
             )
     except MlopsError as error:
         failure = error
@@ -87,6 +89,7 @@ def run_plan(
     progress: Progress,
     outcomes: dict[str, Outcome],
     cache: bool = True,
+    promote: bool | None = None,
 ) -> None:
     """Run the train plan stage by stage, filling ``outcomes``; what this run has done before is not done again.
 
@@ -95,6 +98,10 @@ def run_plan(
     A gate that says no ends the plan without an error.
     """
     plan = train_plan(declaration.pipeline)
+    plan = tuple(
+        node._replace(params=node.params.model_copy(update={"promote": promote})) if node.stage == GATE else node
+        for node in plan
+    )
     root = Store(store)
     code = code_of(declaration, root)
     here = backend_of("local")
@@ -263,7 +270,7 @@ def _silent(stage: str, status: str, seconds: float, outcome: Outcome | None) ->
 def _conclusion(name: str, outcomes: dict[str, Outcome]) -> str:
     if "promote" in outcomes:
         return f"{name}: {'; '.join(outcomes['promote'].verdict.reasons)}"
-    return f"{name}: the champion stays: {'; '.join(outcomes['validate_model'].verdict.reasons)}"
+    return f"{name}: the champion stays: {'; '.join(outcomes[GATE].verdict.reasons)}"
 
 
 def _summary(
@@ -278,12 +285,20 @@ def _summary(
         "pipeline": name,
         "run": identity,
         "window": window.key if window else None,
-        "status": "failed" if failure else "promoted" if "promote" in outcomes else "rejected",
+        "status": _status(outcomes, failure),
         "error": {"type": type(failure).__name__, "text": str(failure), "resume": resume} if failure else None,
         "stages": {
             stage: {**outcome.model_dump(mode="json"), "digest": outcome.digest} for stage, outcome in outcomes.items()
         },
     }
+
+
+def _status(outcomes: dict[str, Outcome], failure: MlopsError | None) -> str:
+    if failure:
+        return "failed"
+    if "promote" in outcomes:
+        return "promoted"
+    return "held" if outcomes[GATE].verdict.status == "held" else "rejected"
 
 
 def _resume_command(options: argparse.Namespace, identity: str, window: Window | None) -> str:
@@ -295,4 +310,6 @@ def _resume_command(options: argparse.Namespace, identity: str, window: Window |
             words += [f"--{flag}", getattr(options, flag)]
     if options.no_cache:
         words.append("--no-cache")
+    if options.promote is not None:
+        words.append("--promote" if options.promote else "--no-promote")
     return shlex.join([*words, "--resume", identity])

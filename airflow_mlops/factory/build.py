@@ -32,6 +32,10 @@ _OPERATORS: dict[str, type[StageOperator]] = {
     )
 }
 _WINDOW_HELP = "The window's key, such as {example}. Empty: the one the run is about by itself."
+_PROMOTE_HELP = (
+    "Whether a model that passes its gate may be promoted. Empty: not in a backfill, nor for a window older than the "
+    "champion's."
+)
 _START = "{{ ti.xcom_pull(task_ids='start') | tojson }}"
 """What the start task found. A template draws no arrow from it to every task of the graph."""
 _EXAMPLES = {
@@ -55,7 +59,7 @@ def build_dags(pipeline: Pipeline, base: str) -> dict[str, DAG]:
     return {dag.dag_id: dag for dag in dags}
 
 
-def _dag(pipeline: Pipeline, what: str, schedule: Any, doc: str) -> DAG:
+def _dag(pipeline: Pipeline, what: str, schedule: Any, doc: str, **params: Param) -> DAG:
     return DAG(
         dag_id=f"{pipeline.name}.{what}",
         schedule=schedule,
@@ -69,7 +73,8 @@ def _dag(pipeline: Pipeline, what: str, schedule: Any, doc: str) -> DAG:
         params={
             "window": Param(
                 None, type=["null", "string"], description=_WINDOW_HELP.format(example=_EXAMPLES[pipeline.grain])
-            )
+            ),
+            **params,
         },
         default_args={
             "owner": pipeline.owner,
@@ -156,7 +161,8 @@ def _train_dag(pipeline: Pipeline, base: str) -> DAG:
     if pipeline.schedule:
         timetable = _cron(pipeline.schedule)
         schedule = AssetOrTimeSchedule(timetable=timetable, assets=schedule) if assets else timetable
-    dag = _dag(pipeline, "train", schedule, "Training")
+    promote = Param(None, type=["null", "boolean"], description=_PROMOTE_HELP)
+    dag = _dag(pipeline, "train", schedule, "Training", promote=promote)
     _add_tasks(dag, pipeline, base, train_plan(pipeline), answers_requests=True)
     return dag
 

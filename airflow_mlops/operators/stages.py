@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow_mlops.operators.assets import model_asset, predictions_asset
 from airflow_mlops.operators.base import GateOperator, StageOperator
 from airflow_mlops.operators.links import CARD_URL, RUN_URL
+from airflow_mlops.operators.window import promotion_of_run
 from airflow_mlops.spec import stages
 
 if TYPE_CHECKING:
@@ -378,6 +379,9 @@ class ValidateModelOperator(GateOperator):
     :param versus_champion: ``{"metric": ..., "confidence": 0.95, "margin": 0, ...}``; ``None`` compares with the
         absolute limits only.
     :param seed: the seed of the bootstrap.
+    :param promote: whether a model that passes may be promoted; where not, its verdict is ``held``. The DAG param or
+        conf key ``promote`` of the run stands over it. Default: no in a backfill, else unless the run's window is older
+        than the champion's.
     """
 
     stage = stages.ValidateModel
@@ -394,6 +398,7 @@ class ValidateModelOperator(GateOperator):
         max: Mapping[str, float] | None = None,
         versus_champion: Mapping[str, Any] | Literal[True] | None = True,
         seed: int = 0,
+        promote: bool | None = None,
         **kwargs: Any,
     ) -> None:
         settings = {
@@ -403,8 +408,14 @@ class ValidateModelOperator(GateOperator):
             "max": dict(max or {}),
             "versus_champion": {} if versus_champion is True else versus_champion,
             "seed": seed,
+            "promote": promote,
         }
         super().__init__(settings=settings, **kwargs)
+
+    def make_call(self, context: Context, window: Window | None = None) -> Call:
+        """The Call, with what this run was told about promoting."""
+        self.promote = promotion_of_run(context, self.promote)
+        return super().make_call(context, window)
 
 
 class PromoteModelOperator(StageOperator):

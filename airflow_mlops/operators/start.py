@@ -14,7 +14,7 @@ from airflow_mlops.call.store import Store
 from airflow_mlops.hooks.mlflow import store_root
 from airflow_mlops.operators.base import is_active_run, run_key
 from airflow_mlops.operators.retry import MlopsRetryPolicy
-from airflow_mlops.operators.window import window_of_run
+from airflow_mlops.operators.window import chosen_window, is_backfill, window_of_run
 from airflow_mlops.registry.requests import Request, Requests
 from airflow_mlops.spec.base import parse_duration
 from airflow_mlops.spec.source import source_from
@@ -30,6 +30,7 @@ class StartRunOperator(BaseOperator):
 
     It gives ``{"window": ..., "code": ..., "requests": [...]}``, which stage operators take as ``start``. Every retrain
     request that is pending is claimed; a run that an event started and that finds none left is surplus, and is skipped.
+    A backfill claims none, and a run whose window was chosen none that asks for a newer one.
 
     :param pipeline: the pipeline's name. Default: the DAG's id.
     :param source: where the rows come from, as in `ExtractDataOperator`, for the newest window of a run by hand.
@@ -76,11 +77,11 @@ class StartRunOperator(BaseOperator):
         base = self.base or str(self.dag.folder)
         store = Store(store_root(self.store))
         name = self.pipeline or str(self.dag.dag_id)
-        claimed = self._claim(context, Requests(store, name)) if self.answers_requests else []
-        run = context["dag_run"]
+        chosen = chosen_window(context, self.grain)
+        answers = self.answers_requests and not is_backfill(context)
+        claimed = self._claim(context, Requests(store, name), chosen) if answers else []
         asked = [request.window for request in claimed if request.window is not None]
-        explicit = (context.get("params") or {}).get("window") or (run.conf or {}).get("window")
-        if asked and not explicit:
+        if asked and not chosen:
             window: Window | None = max(asked, key=lambda each: each.start)
         else:
             source = source_from(self.source) if self.source else None
@@ -98,10 +99,10 @@ class StartRunOperator(BaseOperator):
             "requests": [request.id for request in claimed],
         }
 
-    def _claim(self, context: Context, requests: Requests) -> list[Request]:
+    def _claim(self, context: Context, requests: Requests, chosen: Window | None) -> list[Request]:
         for request in self._promotions(context, requests.model):
             requests.open(request)
-        claimed = requests.claim(run_key(context), lambda run: is_active_run(context, run))
+        claimed = requests.claim(run_key(context), lambda run: is_active_run(context, run), chosen)
         if not claimed and context["dag_run"].run_type == "asset_triggered":
             raise AirflowSkipException("no retrain request is pending: another run has taken it")
         for request in claimed:

@@ -1,4 +1,7 @@
-"""Which window a DAG run is about. Airflow's own dates are read here and nowhere else."""
+"""What a DAG run says of itself: its window, and whether it may promote.
+
+Airflow's own dates and run types are read here and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow_mlops.call.source import windows_of
-from airflow_mlops.errors import DataNotFoundError
+from airflow_mlops.errors import DataNotFoundError, DeclarationError
 from airflow_mlops.spec.source import SqlSource, is_windowed
 from airflow_mlops.spec.window import Grain, Window, parse_key, window_before
 
@@ -21,6 +24,38 @@ def window_from(value: Any, grain: Grain) -> Window | None:
     start, end, key = value
     moments = [at if isinstance(at, datetime) else datetime.fromisoformat(at) for at in (start, end)]
     return Window(moments[0], moments[1], key)
+
+
+def chosen_window(context: Mapping[str, Any], grain: Grain) -> Window | None:
+    """The window that a person or a partition has chosen for a run, or None."""
+    run = context["dag_run"]
+    chosen = given(context, "window") or run.partition_key
+    return parse_key(grain, str(chosen)) if chosen else None
+
+
+def given(context: Mapping[str, Any], name: str) -> Any:
+    """What a run was given under a name: as a DAG param or, where the DAG declares none, in its conf."""
+    value = (context.get("params") or {}).get(name)
+    return (context["dag_run"].conf or {}).get(name) if value is None else value
+
+
+def is_backfill(context: Mapping[str, Any]) -> bool:
+    """Whether a run is one of a backfill."""
+    return bool(context["dag_run"].run_type == "backfill")
+
+
+def promotion_of_run(context: Mapping[str, Any], declared: bool | None) -> bool | None:
+    """Whether a run may promote: what it was told by ``promote``, else what the task declares, else no in a backfill.
+
+    Raises:
+        DeclarationError: when it was told something else than yes or no.
+    """
+    told = given(context, "promote")
+    if told is None:
+        return False if declared is None and is_backfill(context) else declared
+    if not isinstance(told, bool):
+        raise DeclarationError([f"the run's 'promote' is {told!r}; allowed: true, false"])
+    return told
 
 
 def window_of_run(
@@ -41,11 +76,9 @@ def window_of_run(
       had settled when the run came up; None where the source comes as one whole.
     """
     run = context["dag_run"]
-    chosen = (context.get("params") or {}).get("window") or (run.conf or {}).get("window")
+    chosen = chosen_window(context, grain)
     if chosen:
-        return parse_key(grain, str(chosen))
-    if run.partition_key:
-        return parse_key(grain, str(run.partition_key))
+        return chosen
     if run.run_type in ("scheduled", "backfill"):
         return window_before(grain, run.data_interval_end or run.logical_date or run.run_after)
     if isinstance(source, SqlSource) and is_windowed(source, time):

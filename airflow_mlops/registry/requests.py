@@ -99,14 +99,20 @@ class Requests:
             and not (recorded.state == "claimed" and recorded.run is not None and is_active(recorded.run))
         ]
 
-    def claim(self, run: str, is_active: Callable[[str], bool]) -> list[Request]:
+    def claim(self, run: str, is_active: Callable[[str], bool], until: Window | None = None) -> list[Request]:
         """Take every request that is free for a run, and find again those it has taken already.
 
         Args:
             run: the run that claims. Asking again gives the same requests.
             is_active: whether another run still goes on; the claim of a run that ended without a word is free.
+            until: the newest window that the run can answer for. Default: any.
         """
-        return [recorded.request for recorded in self.all() if self._claim(recorded, run, is_active)]
+        return [
+            recorded.request
+            for recorded in self.all()
+            if not (until and recorded.request.window and recorded.request.window.end > until.end)
+            and self._claim(recorded, run, is_active)
+        ]
 
     def _claim(self, recorded: Recorded, run: str, is_active: Callable[[str], bool]) -> bool:
         current: Recorded | None = recorded

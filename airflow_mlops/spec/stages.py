@@ -238,6 +238,8 @@ class ValidateModel(StageParams):
     """The comparison with the champion; ``None`` compares with the absolute limits only."""
     seed: int = 0
     """The seed of the bootstrap."""
+    promote: bool | None = None
+    """Whether a model that passes may be promoted. Default: unless the run's window is older than the champion's."""
 
 
 class Promote(StageParams):

@@ -122,6 +122,18 @@ def parse_key(grain: Grain, key: str) -> Window:
     )
 
 
+def window_of_key(key: str) -> Window:
+    """The window of a key of any grain; no two grains write keys of one form.
+
+    Raises:
+        DataNotFoundError: when it is no window's key.
+    """
+    for grain, pattern in _PATTERNS.items():
+        if re.fullmatch(pattern, key):
+            return parse_key(grain, key)
+    raise DataNotFoundError(f"{key!r} is no window's key", allowed=", ".join(_EXAMPLES.values()))
+
+
 def last_windows(grain: Grain, window: Window, count: int) -> tuple[Window, ...]:
     """The ``count`` windows that end with this one, oldest first."""
     return tuple(shift(grain, window, step) for step in range(1 - count, 1))

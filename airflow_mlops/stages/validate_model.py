@@ -14,10 +14,12 @@ import pyarrow as pa
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, Outcome, Verdict
 from airflow_mlops.errors import GateError
+from airflow_mlops.registry.ledger import Entry
 from airflow_mlops.registry.models import CARD_TAG, MODEL_DIGEST_TAG, NOTE_TAG, ModelRegistry
 from airflow_mlops.registry.requests import Requests
 from airflow_mlops.spec.pipeline import VersusChampion
 from airflow_mlops.spec.stages import ValidateModel
+from airflow_mlops.spec.window import Window, window_of_key
 from airflow_mlops.stages.bootstrap import Comparison, Scores, compare
 from airflow_mlops.stages.card import log_card
 from airflow_mlops.stages.outcome import outcome_of
@@ -28,7 +30,10 @@ log = logging.getLogger(__name__)
 
 
 def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
-    """Judge an evaluation; output ``decision``. A model that passes becomes the challenger; a rejection is recorded."""
+    """Judge an evaluation; output ``decision``. A model that passes becomes the challenger; a rejection is recorded.
+
+    A model that must not be promoted (see `why_held`) leaves the challenger and the ledger as they are.
+    """
     evaluation = store.fetch_json(call.input("evaluation"))
     table = read_table(store.ref("predictions", evaluation["predictions"], ".parquet"), store)
     registry = ModelRegistry.of(call, store)
@@ -38,6 +43,10 @@ def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
     if holder is not None and already:
         champion = holder.version
     verdict, comparison = judge(evaluation, table, params, already=already)
+    held = why_held(params.promote, call.window, registry.ledger.promotion())
+    unchanged = already and verdict.passed
+    if held and verdict.passed:
+        verdict = Verdict(status="held", reasons=(*verdict.reasons, held))
     version = version_of(call.inputs["version"]) if "version" in call.inputs else None
     body = {
         "status": verdict.status,
@@ -60,7 +69,6 @@ def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
         }
     sentence = " ".join(f"{reason[:1].upper()}{reason[1:]}." for reason in verdict.reasons)
     # Of the champion all is said already, unless it was trained once more.
-    unchanged = already and verdict.passed
     card = holder.tags.get(CARD_TAG) if holder else None
     if own_run or not unchanged:
         registry.api.log(
@@ -72,7 +80,7 @@ def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
     requests = Requests(store, registry.ref.model)
     if verdict.passed and version is not None and not already:
         registry.set_challenger(version)
-    elif not verdict.passed:
+    elif not verdict.passed and not held:
         registry.ledger.record(
             "rejection",
             version=version or "unregistered",
@@ -84,6 +92,7 @@ def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
             window=call.window.key if call.window else None,
             card=card,
         )
+    if not verdict.passed:
         requests.settle(call.run, f"{verdict.status}: {sentence}")
     if version is not None and not unchanged:
         registry.api.tag_version(registry.ref.model, version, {"mlops.verdict": verdict.status})
@@ -103,6 +112,26 @@ def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
             "mlflow_url": registry.run_url(run_id),
             "card_url": card,
         },
+    )
+
+
+def why_held(promote: bool | None, window: Window | None, promotion: Entry | None) -> str | None:
+    """Why a model of this run is not promoted even if it passes its gate, or None where it may be.
+
+    Args:
+        promote: what the run was told: yes, no, or nothing.
+        window: the window that the run is about.
+        promotion: the ledger's entry about the champion; None before there is one.
+    """
+    if promote is False:
+        return "not promoted: the run was told not to, or is a backfill, which promotes only with `promote: true`"
+    if promote or window is None or promotion is None or promotion.window is None:
+        return None
+    if window.end >= window_of_key(promotion.window).end:
+        return None
+    return (
+        f"not promoted: this run is about the past window {window.key}, and champion {promotion.version} knows "
+        f"{promotion.window}; to promote it all the same, run it with `promote: true`"
     )
 
 
