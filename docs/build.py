@@ -18,8 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from airflow_mlops.spec import Pipeline
-from airflow_mlops.spec.base import format_duration, json_schema
+from airflow_mlops.spec.base import format_duration
+from airflow_mlops.spec.fleet import declaration_schema
 
 REFERENCE = Path(__file__).parent / "reference"
 MADE = "<!-- Made by `make docs`. Edit the docstrings it is made from. -->\n"
@@ -29,7 +29,7 @@ _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusi
 
 def declaration() -> str:
     """The page of the declaration: every key, its type, default and meaning."""
-    schema = json_schema(Pipeline)
+    schema = declaration_schema()
     parts = [
         MADE,
         "# The declaration\n",

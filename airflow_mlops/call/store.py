@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -184,10 +185,16 @@ class Store:
                 file.unlink()
                 return
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            beside = f"{path}.{os.getpid()}.part"
-            shutil.move(str(file), beside)
-            _share(beside)
-            os.replace(beside, path)
+            folder, name = os.path.split(path)
+            # Hidden from whoever reads the folder as a data set, and of this writer alone, on whatever host.
+            beside = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.part")
+            try:
+                shutil.move(str(file), beside)
+                _share(beside)
+                os.replace(beside, path)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(beside)
 
     @contextmanager
     def scratch(self, suffix: str) -> Iterator[Path]:

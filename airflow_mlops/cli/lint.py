@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from airflow_mlops.call.code import load
 from airflow_mlops.errors import CodeError, DeclarationError
 from airflow_mlops.spec.data_schema import load_schema
+from airflow_mlops.spec.fleet import folded
 from airflow_mlops.spec.load import Declaration, load_declarations
 from airflow_mlops.spec.stages import resolve
 from airflow_mlops.spec.wiring import check_all, problems_of
@@ -25,13 +26,12 @@ def lint(files: list[str]) -> list[str]:
             declarations += load_declarations(file)
         except DeclarationError as error:
             problems += error.problems
+    found = []
     for declaration in declarations:
-        family, found = _check_code(declaration)
-        problems += problems_of(declaration, family)
-        problems += found
-        problems += _check_schema(declaration)
-        problems += _check_runtime(declaration)
-    return [*problems, *check_all(declarations)]
+        family, wrong = _check_code(declaration)
+        every = [*problems_of(declaration, family), *wrong, *_check_schema(declaration), *_check_runtime(declaration)]
+        found.append((declaration.pipeline.name, every))
+    return [*problems, *folded(found), *check_all(declarations)]
 
 
 @contextmanager

@@ -159,10 +159,9 @@ def _cache(options: argparse.Namespace) -> int:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    from airflow_mlops.spec import Pipeline
-    from airflow_mlops.spec.base import json_schema
+    from airflow_mlops.spec.fleet import declaration_schema
 
-    print(json.dumps(json_schema(Pipeline), indent=2))
+    print(json.dumps(declaration_schema(), indent=2))
     return 0
 
 

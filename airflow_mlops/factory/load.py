@@ -12,6 +12,7 @@ from airflow.sdk import DAG
 
 from airflow_mlops.errors import DeclarationError
 from airflow_mlops.factory.build import build_dags
+from airflow_mlops.spec.fleet import folded
 from airflow_mlops.spec.load import load_declarations
 from airflow_mlops.spec.wiring import check_all, problems_of
 
@@ -50,8 +51,7 @@ def load_dags(pattern: str, namespace: MutableMapping[str, Any], base: str | Non
             declarations += load_declarations(file)
         except DeclarationError as error:
             problems += error.problems
-    for declaration in declarations:
-        problems += problems_of(declaration)
+    problems += folded((declaration.pipeline.name, problems_of(declaration)) for declaration in declarations)
     problems += check_all(declarations)
     if problems:
         raise DeclarationError(problems)

@@ -450,7 +450,11 @@ class PromoteModelOperator(StageOperator):
 class BatchPredictOperator(StageOperator):
     """Score rows with the champion, write one partition, and update the asset ``x-mlops://PIPELINE/predictions``.
 
-    Without ``pipeline`` no asset is updated.
+    The partition is the one file ``DESTINATION/window=KEY/predictions.parquet``, which is replaced whole: a rerun
+    changes no other window, and a reader sees the old rows or the new ones. Each row holds the kept columns,
+    ``prediction``, ``probability`` (of the second of two classes) or ``probability.CLASS`` for each of several, and
+    ``model``, ``model_version``, ``run`` and ``window``. Without ``pipeline`` no asset is updated; else the event's
+    extra has ``version``, ``window``, ``rows`` and ``uri``.
 
     :param data: the output of `ExtractDataOperator`. (templated)
     :param destination: the folder of predictions, as a path relative to the DAG file or any fsspec URI. Default:
@@ -475,3 +479,15 @@ class BatchPredictOperator(StageOperator):
             kwargs.setdefault("outlets", [predictions_asset(pipeline)])
         settings = {"data": data, "destination": destination, "keep": list(keep)}
         super().__init__(settings=settings, pipeline=pipeline, **kwargs)
+
+    def finish(self, context: Context, outcome: Outcome) -> dict[str, Any]:
+        """Tell those that wait for predictions which they are."""
+        predictions = outcome.outputs["predictions"]
+        for outlet in self.outlets:
+            context["outlet_events"][outlet].extra = {
+                "version": outcome.info["champion"],
+                "window": outcome.window.key if outcome.window else None,
+                "rows": predictions.rows,
+                "uri": predictions.uri,
+            }
+        return super().finish(context, outcome)

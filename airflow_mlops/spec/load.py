@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from airflow_mlops.errors import DeclarationError
+from airflow_mlops.spec.fleet import FleetMistake, folded, members
 from airflow_mlops.spec.pipeline import Pipeline
 
 _BaseLoader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -296,6 +297,8 @@ def _keys(model: type[BaseModel]) -> list[str]:
 def load_declarations(file: str | Path) -> list[Declaration]:
     """Read every pipeline of a YAML file; several stand in one file as documents between ``---`` lines.
 
+    A document with ``for_each`` makes a pipeline for every member of its fleet.
+
     Raises:
         DeclarationError: with one line for every mistake in the file.
     """
@@ -306,9 +309,17 @@ def load_declarations(file: str | Path) -> list[Declaration]:
         raise DeclarationError([f"{file}: is empty; allowed: a pipeline, which starts with 'name:'"])
     for document in documents:
         try:
-            declarations.append(Declaration(validate(Pipeline, document), base, document))
-        except DeclarationError as error:
-            problems += error.problems
+            fleet = members(document)
+        except FleetMistake as wrong:
+            problems.append(describe(document, None, wrong.path, wrong.what, allowed=wrong.allowed, fix=wrong.fix))
+            continue
+        found = []
+        for member in fleet:
+            try:
+                declarations.append(Declaration(validate(Pipeline, member), base, member))
+            except DeclarationError as error:
+                found.append((member.value.get("name") if isinstance(member.value, dict) else None, error.problems))
+        problems += folded(found)
     if problems:
         raise DeclarationError(problems)
     return declarations
