@@ -387,6 +387,7 @@ class ValidateModelOperator(GateOperator):
     stage = stages.ValidateModel
     links = (RUN_URL, CARD_URL)
     inputs = ("evaluation", "version")
+    promote: bool | None
     ui_color = "#fef3c7"
 
     def __init__(

@@ -108,7 +108,9 @@ def folded(found: Iterable[tuple[str, list[str]]]) -> list[str]:
             key = problem.replace(repr(name), "")
             first.setdefault(key, problem)
             count[key] = count.get(key, 0) + 1
-    more = {key: f" (and in {number - 1} more of its {FOR_EACH})" if number > 1 else "" for key, number in count.items()}
+    more = {
+        key: f" (and in {number - 1} more of its {FOR_EACH})" if number > 1 else "" for key, number in count.items()
+    }
     return [problem + more[key] for key, problem in first.items()]
 
 

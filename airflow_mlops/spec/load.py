@@ -318,7 +318,8 @@ def load_declarations(file: str | Path) -> list[Declaration]:
             try:
                 declarations.append(Declaration(validate(Pipeline, member), base, member))
             except DeclarationError as error:
-                found.append((member.value.get("name") if isinstance(member.value, dict) else None, error.problems))
+                name = member.value.get("name") if isinstance(member.value, dict) else None
+                found.append((str(name), error.problems))
         problems += folded(found)
     if problems:
         raise DeclarationError(problems)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def test_a_member_is_the_pipeline_that_one_would_have_written(file: Path) -> Non
         ("[{country: 1.10}]", "churn.yaml:4: 'country' is read as 1.1; allowed: a text or an integer"),
         (
             "[{country: de, trian: {}}]",
-            "churn.yaml:4: 'trian' is no key of a pipeline, so it is a placeholder, which cannot hold a dict; allowed: ",
+            "churn.yaml:4: 'trian' is no key of a pipeline, so it is a placeholder, which cannot hold a dict; allowed",
         ),
         ("{window: [a]}", "churn.yaml:4: 'window' stands for the run's window"),
         ("{'a b': [a]}", "churn.yaml:4: 'a b' is no name; allowed: a name of letters, digits and _"),
@@ -101,7 +102,10 @@ def test_a_member_is_the_pipeline_that_one_would_have_written(file: Path) -> Non
             "\n- {country: de}\n- {country: fr, name: churn_de}",
             "churn.yaml:6: two members of for_each have the name 'churn_de'",
         ),
-        ("{country: [%s]}" % ", ".join(f"c{n}" for n in range(1001)), "churn.yaml:4: it makes 1001 pipelines; allowed: at"),
+        (
+            "{{country: [{}]}}".format(", ".join(f"c{n}" for n in range(1001))),
+            "churn.yaml:4: it makes 1001 pipelines; allowed: at",
+        ),
     ],
 )
 def test_a_mistake_in_the_list_is_told_with_its_line(file: Path, for_each: str, problem: str) -> None:
@@ -167,13 +171,13 @@ def test_a_value_is_put_in_as_it_is(text: str, named: dict[str, str]) -> None:
     filled = _filled({"k": [text, 1, None]}, named)["k"]
     assert filled[1:] == [1, None]
     # Split at the placeholders: what is between them stays, and no value is looked into again.
-    import re
-
-    parts = re.split("(" + "|".join(re.escape("{%s}" % name) for name in sorted(named)) + ")", text)
+    parts = re.split("(" + "|".join(re.escape(f"{{{name}}}") for name in sorted(named)) + ")", text)
     assert filled[0] == "".join(named.get(part[1:-1], part) if part.startswith("{") else part for part in parts)
 
 
-trees = st.recursive(st.integers(), lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3), max_leaves=8)
+trees = st.recursive(
+    st.integers(), lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3), max_leaves=8
+)
 
 
 @given(trees, trees)
