@@ -71,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--verbose", action="store_true", help="show log lines and whole tracebacks")
     run.set_defaults(handler=_run)
 
+    pools = commands.add_parser("pools", help="make the Airflow pools that limit concurrent trainings")
+    pools.add_argument("files", nargs="+", metavar="FILE", help="a YAML file of one or more pipelines")
+    pools.add_argument("--json", action="store_true", help="print them for `airflow pools import`, and make nothing")
+    pools.set_defaults(handler=_pools)
+
     schema = commands.add_parser("schema", help="print the JSON Schema of a declaration, or infer a data schema")
     schema.set_defaults(handler=_schema)
     kinds = schema.add_subparsers(dest="kind", metavar="")
@@ -156,6 +161,22 @@ def _cache(options: argparse.Namespace) -> int:
     from airflow_mlops.cli import cache
 
     return int(getattr(cache, options.command_name)(options, Path(STATE_FOLDER)))
+
+
+def _pools(options: argparse.Namespace) -> int:
+    from airflow_mlops.cli.pools import declared_pools, make_pools
+
+    pools = declared_pools(options.files)
+    if options.json:
+        print(json.dumps(pools, indent=2))
+        return 0
+    if pools:
+        make_pools(pools)
+    for name, pool in pools.items():
+        print(f"pool {name}: {pool['slots']} slots")
+    if not pools:
+        print("no pipeline here has a pool")
+    return 0
 
 
 def _schema(options: argparse.Namespace) -> int:

@@ -31,6 +31,8 @@ _OPERATORS: dict[str, type[StageOperator]] = {
         operators.BatchPredictOperator,
     )
 }
+_HEAVY = frozenset({"tune", "train"})
+"""The stages that take a slot of the pipeline's pool."""
 _WINDOW_HELP = "The window's key, such as {example}. Empty: the one the run is about by itself."
 _PROMOTE_HELP = (
     "Whether a model that passes its gate may be promoted. Empty: not in a backfill, nor for a window older than the "
@@ -95,6 +97,13 @@ def _cron(schedule: str) -> CronTriggerTimetable:
     return CronTriggerTimetable(schedule, timezone="UTC", run_immediately=False)
 
 
+def _turn(pipeline: Pipeline, stage: str) -> dict[str, Any]:
+    """Where a heavy task waits. Equal weights let the run with the older date go first, whatever follows its task."""
+    if pipeline.pool is None or stage not in _HEAVY:
+        return {}
+    return {"pool": pipeline.pool.name, "weight_rule": "absolute"}
+
+
 def _common(pipeline: Pipeline, base: str) -> dict[str, Any]:
     return {
         "pipeline": pipeline.name,
@@ -133,6 +142,7 @@ def _add_tasks(dag: DAG, pipeline: Pipeline, base: str, plan: tuple[Node, ...], 
             **given,
             **_common(pipeline, base),
             "runtime": runtime if node.params.in_runtime else None,
+            **_turn(pipeline, node.stage),
         }
         parts = getattr(node.params, "parts", 1)
         before = []

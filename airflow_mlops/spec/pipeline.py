@@ -280,6 +280,15 @@ class Runtime(Section):
         return self
 
 
+class Pool(Section):
+    """The Airflow pool that tuning and training wait in. Pipelines that name the same one share its slots."""
+
+    name: str = Field(min_length=1, max_length=256)
+    """The pool's name. ``airflow-mlops pools`` makes the pool; Airflow runs no task of a pool that is not there."""
+    slots: int = Field(ge=1)
+    """How many of these tasks run at a time, over all pipelines of the pool."""
+
+
 class Pipeline(Section):
     """One pipeline, one model. Only ``name``, ``data`` and ``train`` are required."""
 
@@ -315,6 +324,8 @@ class Pipeline(Section):
     """What starts a training."""
     predict: Predict = Predict()
     """Batch prediction."""
+    pool: Pool | None = None
+    """The limit of concurrent trainings, shared by pipelines that name the same pool. Default: Airflow's own limits."""
     backend: str = "local"
     """Where the stages run: a name entered in the entry points ``airflow_mlops.backends``."""
     runtime: Runtime | None = None

@@ -224,7 +224,8 @@ def _check_data(pipeline: Pipeline) -> Iterator[Problem]:
 
 
 def check_all(declarations: Sequence[Declaration]) -> Iterator[str]:
-    """Find what is wrong between pipelines: a name used twice, retraining that goes round in a circle."""
+    """Find what is wrong between pipelines: a name used twice, a pool of two sizes, retraining in a circle."""
+    yield from _check_pools(declarations)
     by_name: dict[str, Declaration] = {}
     for declaration in declarations:
         name = declaration.pipeline.name
@@ -245,6 +246,22 @@ def check_all(declarations: Sequence[Declaration]) -> Iterator[str]:
                 ("retrain", "triggers"),
                 f"retraining goes round in a circle: {' -> '.join((*cycle, cycle[0]))}",
                 fix="leave one of these triggers out",
+            )
+
+
+def _check_pools(declarations: Sequence[Declaration]) -> Iterator[str]:
+    sizes: dict[str, Declaration] = {}
+    for declaration in declarations:
+        pool = declaration.pipeline.pool
+        if pool is None:
+            continue
+        first = sizes.setdefault(pool.name, declaration)
+        slots = first.pipeline.pool.slots if first.pipeline.pool else pool.slots
+        if slots != pool.slots:
+            yield declaration.problem(
+                ("pool", "slots"),
+                f"the pool {pool.name!r} has {pool.slots} slots here and {slots} in pipeline {first.pipeline.name!r}",
+                fix="give it one size, or give this pool another name",
             )
 
 
