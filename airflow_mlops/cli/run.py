@@ -285,7 +285,7 @@ def _summary(
         "pipeline": name,
         "run": identity,
         "window": window.key if window else None,
-        "status": _status(outcomes, failure),
+        "status": _end(outcomes, failure),
         "error": {"type": type(failure).__name__, "text": str(failure), "resume": resume} if failure else None,
         "stages": {
             stage: {**outcome.model_dump(mode="json"), "digest": outcome.digest} for stage, outcome in outcomes.items()
@@ -293,7 +293,7 @@ def _summary(
     }
 
 
-def _status(outcomes: dict[str, Outcome], failure: MlopsError | None) -> str:
+def _end(outcomes: dict[str, Outcome], failure: MlopsError | None) -> str:
     if failure:
         return "failed"
     if "promote" in outcomes:
