@@ -24,6 +24,7 @@ from airflow_mlops.call.store import digest_of_file
 from airflow_mlops.errors import ModelNotFoundError
 from airflow_mlops.registry import ModelRegistry
 from airflow_mlops.spec import Declaration, Node, Window, load_declarations, monitor_node, predict_plan, train_plan
+from airflow_mlops.spec.plan import callables_of
 from airflow_mlops.spec.window import parse_key
 
 MONTHS = ("2024-01", "2024-02", "2024-03")
@@ -127,14 +128,15 @@ def call_of(
     code: ArtifactRef | None = None,
 ) -> Call:
     """The Call of one node of a plan, with its inputs taken from what came before."""
+    params = node.params.resolved(declaration.base)
     return Call(
         pipeline=declaration.pipeline.name,
         stage=node.stage,
         run=run_id,
         window=month(window),
         inputs={name: outcomes[stage].outputs[output] for name, (stage, output) in node.inputs.items()},
-        params=node.params.resolved(declaration.base).model_dump(mode="json", by_alias=True),
-        code=code if node.params.callables() else None,
+        params=params.model_dump(mode="json", by_alias=True),
+        code=code if params.callables() else None,
         store=store,
         registry=registry,
     )
@@ -150,7 +152,7 @@ def _run(
     until: str | None = None,
 ) -> dict[str, Outcome]:
     nodes = tuple(nodes)
-    code = snapshot([name for node in nodes for name in node.params.callables()], declaration.base, Store(store))
+    code = snapshot(callables_of(nodes, declaration.base), declaration.base, Store(store))
     outcomes: dict[str, Outcome] = {}
     for node in nodes:
         outcomes[node.stage] = run(call_of(declaration, node, outcomes, window, run_id, store, registry, code))
@@ -170,7 +172,7 @@ def next_call(
 ) -> Call:
     """The Call of one stage of the train plan, after the stages before it."""
     nodes = train_plan(declaration.pipeline)
-    code = snapshot([name for node in nodes for name in node.params.callables()], declaration.base, Store(store))
+    code = snapshot(callables_of(nodes, declaration.base), declaration.base, Store(store))
     node = next(node for node in nodes if node.stage == stage)
     return call_of(declaration, node, outcomes, window, run, store, registry, code)
 

@@ -20,7 +20,7 @@ from airflow_mlops.call.key import ITSELF, components_of, key_of, outside_of, re
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, Wire
 from airflow_mlops.errors import MlopsError, RegistryUnreachableError, StoreError, StoreUnreachableError
-from airflow_mlops.spec.stages import StageParams
+from airflow_mlops.spec.stages import StageParams, ValidateData
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,9 @@ def look(call: Call, params: StageParams, store: Store) -> Looked | None:
         MlopsError: when the store or the registry cannot be asked.
     """
     if not call.cache or call.stage not in CACHED:
+        return None
+    if isinstance(params, ValidateData) and params.needs_registry:
+        # Rows that are held against the champion are held against the one of the moment.
         return None
     outside = outside_of(call, params, store)
     if outside is None:

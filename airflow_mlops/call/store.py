@@ -31,6 +31,9 @@ _BLOCK = 1 << 20
 # The last is a file beyond the process's own limit (ulimit -f).
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
+VALIDATIONS = "validations"
+"""Where the store keeps, by the identity of its Call, which page tells of a validation."""
+
 
 @contextmanager
 def reaching(uri: str) -> Iterator[None]:

@@ -17,10 +17,11 @@ from airflow_mlops.spec.window import parse_key
 def infer(source: str, window: str | None) -> str:
     """The YAML of a schema proposed from a data file, or from a window of a pipeline's source."""
     if source.endswith((".yaml", ".yml")):
-        node = train_plan(load_pipeline(source))[0]
+        pipeline = load_pipeline(source)
+        node, key = train_plan(pipeline)[0], pipeline.data.key
         params: Extract = node.params.model_copy(update={"last": 1}).resolved(os.path.dirname(os.path.abspath(source)))  # type: ignore[assignment]
     else:
-        params = Extract(source=source)
+        params, key = Extract(source=source), ()
     chosen = parse_key(params.grain, window) if window else None
     if chosen is None and isinstance(params.source, str) and "{window}" in params.source:
         there = windows_of(params.source, params.grain)
@@ -31,4 +32,5 @@ def infer(source: str, window: str | None) -> str:
         store = Store(folder)
         data = stage_module("extract").extract(params, chosen, store)
         table = stage_module("tables").read_table(data, store)
-        return dump_schema(stage_module("validate_data").infer(table))
+        schema = stage_module("infer_schema").infer(table, key=key, time=params.time, window=chosen)
+        return dump_schema(schema)

@@ -100,10 +100,25 @@ def _check_schema(declaration: Declaration) -> list[str]:
     if file is None:
         return []
     try:
-        load_schema(resolve(declaration.base, file))
+        schema = load_schema(resolve(declaration.base, file))
     except DeclarationError as error:
         return [declaration.problem(("data", "schema"), problem) for problem in error.problems]
-    return []
+    problems = []
+    with _beside(declaration.base):
+        for check in schema.checks:
+            if check.function is None:
+                continue
+            try:
+                found = load(check.function)
+            except CodeError as error:
+                problems.append(
+                    declaration.problem(("data", "schema"), error.what, allowed=error.allowed, fix=error.fix)
+                )
+                continue
+            if not callable(found):
+                what = f"{check.function!r} is {type(found).__name__}"
+                problems.append(declaration.problem(("data", "schema"), what, allowed="a function"))
+    return problems
 
 
 def _check_runtime(declaration: Declaration) -> list[str]:

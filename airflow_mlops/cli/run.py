@@ -23,6 +23,7 @@ from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, RegistryRef
 from airflow_mlops.errors import DataNotFoundError, DeclarationError, MlopsError
 from airflow_mlops.spec import Declaration, Node, load_declarations, train_plan
+from airflow_mlops.spec.plan import callables_of
 from airflow_mlops.spec.source import SqlSource
 from airflow_mlops.spec.stages import resolve
 from airflow_mlops.spec.window import Window, parse_key, window_before
@@ -139,9 +140,9 @@ def run_plan(
 
 def code_of(declaration: Declaration, store: Store) -> ArtifactRef | None:
     """The snapshot of all the user's code that the train plan runs."""
-    paths = {path for node in train_plan(declaration.pipeline) for path in node.params.callables()}
+    paths = callables_of(train_plan(declaration.pipeline), declaration.base)
     isolated = declaration.pipeline.runtime is not None
-    return snapshot(sorted(paths), declaration.base, store, elsewhere=isolated)
+    return snapshot(paths, declaration.base, store, elsewhere=isolated)
 
 
 def call_of(
@@ -157,14 +158,15 @@ def call_of(
     cache: bool = True,
 ) -> Call:
     """The Call of one stage, after the stages that it takes from."""
+    params = node.params.resolved(declaration.base)
     return Call(
         pipeline=declaration.pipeline.name,
         stage=node.stage,
         run=run,
         window=window,
         inputs={name: outcomes[stage].outputs[output] for name, (stage, output) in node.inputs.items()},
-        params=node.params.resolved(declaration.base).model_dump(mode="json", by_alias=True),
-        code=code if node.params.callables() else None,
+        params=params.model_dump(mode="json", by_alias=True),
+        code=code if params.callables() else None,
         store=store.root,
         registry=registry,
         cache=cache,

@@ -14,7 +14,7 @@ from airflow_mlops.operators.start import StartRunOperator
 from airflow_mlops.sensors.drift import DataDriftSensor
 from airflow_mlops.spec import dump_pipeline, monitor_node, predict_plan, train_plan
 from airflow_mlops.spec.pipeline import ModelTrigger, Pipeline
-from airflow_mlops.spec.plan import Node
+from airflow_mlops.spec.plan import Node, callables_of
 
 _OPERATORS: dict[str, type[StageOperator]] = {
     operator.stage.stage: operator
@@ -124,7 +124,7 @@ def _add_tasks(dag: DAG, pipeline: Pipeline, base: str, plan: tuple[Node, ...], 
         time=extract.time,
         settle=extract.settle,
         grain=extract.grain,
-        callables=sorted({path for node in plan for path in node.params.callables()}),
+        callables=callables_of(plan, base),
         upstream_models=[each.model for each in pipeline.retrain.triggers if isinstance(each, ModelTrigger)],
         answers_requests=answers_requests,
         isolated=pipeline.runtime is not None,

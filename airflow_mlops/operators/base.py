@@ -21,9 +21,11 @@ from airflow_mlops.operators.links import (
     CARD_URL,
     REPORT_URL,
     RUN_URL,
+    VALIDATION_URL,
     MlflowReportLink,
     MlflowRunLink,
     ModelCardLink,
+    ValidationReportLink,
 )
 from airflow_mlops.operators.retry import MlopsRetryPolicy
 from airflow_mlops.operators.window import window_from, window_of_run
@@ -35,10 +37,10 @@ from airflow_mlops.triggers.job import JobTrigger
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-_NO_REGISTRY = frozenset({"extract", "validate_data", "prepare"})
 _LINKS: dict[str, BaseOperatorLink] = {
     RUN_URL: MlflowRunLink(),
     REPORT_URL: MlflowReportLink(),
+    VALIDATION_URL: ValidationReportLink(),
     CARD_URL: ModelCardLink(),
 }
 
@@ -65,7 +67,7 @@ class StageTask:
     """The arguments that take another task's output."""
     untemplated: ClassVar[frozenset[str]] = frozenset()
     links: ClassVar[tuple[str, ...]] = (RUN_URL,)
-    """The links to MLflow that the task has, by the keys of the Outcome's info."""
+    """The links that the task has, by the keys of the Outcome's info; those of other keys are pushed elsewhere."""
     template_fields: Collection[str]
     operator_extra_links: Collection[BaseOperatorLink]
     ui_color = "#dbeafe"
@@ -185,9 +187,7 @@ class StageTask:
             params=params.model_dump(mode="json", by_alias=True),
             code=code,
             store=root,
-            registry=None
-            if params.stage in _NO_REGISTRY
-            else MlflowHook(self.registry_conn_id).registry(self.pipeline_name),
+            registry=MlflowHook(self.registry_conn_id).registry(self.pipeline_name) if params.needs_registry else None,
             cache=self.cache,
         )
 
@@ -245,7 +245,8 @@ class StageTask:
         """Report what came out: log, links, and references for the tasks that follow."""
         ti = context["ti"]
         for key in self.links:
-            ti.xcom_push(key=key, value=outcome.info.get(key, ""))
+            if key != VALIDATION_URL:
+                ti.xcom_push(key=key, value=outcome.info.get(key, ""))
         for reason in outcome.verdict.reasons:
             self.log.info("%s: %s: %s", outcome.stage, outcome.verdict.status, reason)
         if outcome.metrics:

@@ -1,4 +1,4 @@
-"""Links from a task to MLflow."""
+"""Links from a task to MLflow, and to the pages of the plugin."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from airflow.sdk.execution_time.xcom import XCom
 RUN_URL = "mlflow_url"
 REPORT_URL = "report_url"
 CARD_URL = "card_url"
+VALIDATION_URL = "validation_url"
 
 
 class MlflowRunLink(BaseOperatorLink):
@@ -40,3 +41,13 @@ class ModelCardLink(BaseOperatorLink):
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
         """The address that the task has stored."""
         return XCom.get_value(ti_key=ti_key, key=CARD_URL) or ""
+
+
+class ValidationReportLink(BaseOperatorLink):
+    """To the page that tells what validation found, also where it stopped the run."""
+
+    name = "Validation report"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """The address that the task has stored."""
+        return XCom.get_value(ti_key=ti_key, key=VALIDATION_URL) or ""

@@ -9,10 +9,16 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_mlops.operators.assets import model_asset, predictions_asset
-from airflow_mlops.operators.base import GateOperator, StageOperator
-from airflow_mlops.operators.links import CARD_URL, RUN_URL
+from airflow.sdk.configuration import conf
+
+from airflow_mlops.call.store import VALIDATIONS, Store
+from airflow_mlops.hooks.mlflow import store_root
+from airflow_mlops.operators.assets import model_asset, predictions_asset, retrain_alias, retrain_asset
+from airflow_mlops.operators.base import GateOperator, StageOperator, is_active_run, run_key
+from airflow_mlops.operators.links import CARD_URL, RUN_URL, VALIDATION_URL
+from airflow_mlops.operators.retraining import ask, ring
 from airflow_mlops.operators.window import promotion_of_run
+from airflow_mlops.registry.requests import Request, Requests
 from airflow_mlops.spec import stages
 
 if TYPE_CHECKING:
@@ -70,17 +76,24 @@ class ExtractDataOperator(StageOperator):
 
 
 class ValidateDataOperator(StageOperator):
-    """Hold rows against the data schema: hard rules fail the task, soft ones warn.
+    """Hold rows against the data schema: hard rules fail the task, soft ones warn, single bad rows are set aside.
+
+    Its output ``data`` is the rows that go on; where the schema declares no ``quarantine``, all of them. The link
+    *Validation report* leads to what was found, also where it failed the task. Where the schema declares ``skew`` with
+    ``on_skew: retrain``, values that have moved make a retrain request: a task with a ``start`` has its own run answer
+    it, any other updates the asset ``x-mlops://PIPELINE/retrain`` (not without ``pipeline``).
 
     :param data: the output of `ExtractDataOperator`. (templated)
     :param data_schema: the schema's file, relative to the DAG file. Default: only the target and infinities are
         checked.
     :param target: the column to predict; it must be there, with no nulls.
     :param time: the time column; it must be there and hold times.
+    :param windows: how many windows the rows span, for the number of rows per window.
+    :param cooldown: how long after a promotion or rejection moved values ask for nothing.
     """
 
     stage = stages.ValidateData
-    links = ()
+    links = (VALIDATION_URL,)
     inputs = ("data",)
 
     def __init__(
@@ -90,10 +103,53 @@ class ValidateDataOperator(StageOperator):
         data_schema: str | None = None,
         target: str | None = None,
         time: str | None = None,
+        windows: int = 1,
+        cooldown: timedelta = timedelta(0),
+        pipeline: str | None = None,
+        start: Any = None,
         **kwargs: Any,
     ) -> None:
-        settings = {"data": data, "data_schema": data_schema, "target": target, "time": time}
-        super().__init__(settings=settings, **kwargs)
+        self.cooldown = cooldown
+        self.alias = retrain_alias(pipeline) if pipeline and start is None else None
+        if self.alias is not None:
+            kwargs.setdefault("outlets", [self.alias])
+            kwargs.setdefault("inlets", [retrain_asset(str(pipeline))])
+        settings = {"data": data, "data_schema": data_schema, "target": target, "time": time, "windows": windows}
+        super().__init__(settings=settings, pipeline=pipeline, start=start, **kwargs)
+
+    def carry(self, context: Context, call: Call) -> Outcome:
+        """Say where the report will be: a run that stops here needs it most."""
+        root = (conf.get("api", "base_url", fallback="") or "").rstrip("/")
+        page = f"{root}/mlops/dags/{self.dag.dag_id}/validations/{call.identity}"
+        context["ti"].xcom_push(key=VALIDATION_URL, value=page)
+        return super().carry(context, call)
+
+    def finish(self, context: Context, outcome: Outcome) -> dict[str, Any]:
+        """Ask for a retraining where values have moved and the schema wants one."""
+        store = Store(store_root(self.store))
+        # What was found in another run has its page, and this run's link leads there.
+        page = outcome.outputs["page"].model_dump(mode="json")
+        store.create_json({"run": run_key(context), "page": page}, VALIDATIONS, f"{outcome.identity}.json")
+        if outcome.info.get("skew") == "retrain":
+            ask(store, _skew_request(self.pipeline_name, outcome), self.cooldown)
+            if self.alias is not None:
+                ring(context, store, self.pipeline_name, self.alias)
+            elif self.start:
+                # The run trains on these very rows: it answers the request itself.
+                Requests(store, self.pipeline_name).claim(run_key(context), lambda run: is_active_run(context, run))
+        return super().finish(context, outcome)
+
+
+def _skew_request(pipeline: str, outcome: Outcome) -> Request:
+    window = outcome.window
+    return Request(
+        model=pipeline,
+        champion=outcome.info["champion"],
+        reason=f"skew in {window.key if window else 'the data'}: {'; '.join(outcome.verdict.reasons)}",
+        trigger="skew",
+        window=window,
+        evidence=outcome.outputs["page"].uri,
+    )
 
 
 class PrepareDataOperator(StageOperator):
@@ -253,6 +309,7 @@ class TrainModelOperator(StageOperator):
     :param exclude: raw columns that are no features: keys and times.
     :param drop: raw columns that the model never sees.
     :param group: the column of a split by group.
+    :param windows: how many windows the rows span; kept with the model.
     :param ml_task: ``binary``, ``multiclass`` or ``regression``. Default: told from the estimator and the target.
     :param seed: the random state of an estimator that takes one.
     :param serialization: ``skops``, which runs no code when the model is loaded, or ``cloudpickle``.
@@ -278,6 +335,7 @@ class TrainModelOperator(StageOperator):
         exclude: Sequence[str] = (),
         drop: Sequence[str] = (),
         group: str | None = None,
+        windows: int = 1,
         ml_task: str | None = None,
         seed: int = 0,
         serialization: Literal["skops", "cloudpickle"] = "skops",
@@ -297,6 +355,7 @@ class TrainModelOperator(StageOperator):
             "exclude": list(exclude),
             "drop": list(drop),
             "group": group,
+            "windows": windows,
             "ml_task": ml_task,
             "seed": seed,
             "serialization": serialization,

@@ -35,7 +35,7 @@ class Request(BaseModel):
     reason: str
     """Why, in plain words."""
     trigger: str
-    """What kind of reason: ``drift`` or ``model``."""
+    """What kind of reason: ``drift``, ``skew`` or ``model``."""
     window: Window | None = None
     """The window that training should end with."""
     evidence: str | None = None

@@ -13,11 +13,11 @@ from airflow_mlops.call.wire import Outcome
 from airflow_mlops.errors import MlopsError
 from airflow_mlops.hooks.mlflow import MlflowHook, store_root
 from airflow_mlops.operators.assets import retrain_alias, retrain_asset
-from airflow_mlops.operators.base import StageTask, is_active_run, run_key
+from airflow_mlops.operators.base import StageTask, run_key
 from airflow_mlops.operators.links import REPORT_URL, RUN_URL
+from airflow_mlops.operators.retraining import ask, ring
 from airflow_mlops.operators.retry import MlopsRetryPolicy
-from airflow_mlops.registry.ledger import Ledger
-from airflow_mlops.registry.requests import Request, Requests, cooling_until
+from airflow_mlops.registry.requests import Request
 from airflow_mlops.registry.verdicts import Verdicts
 from airflow_mlops.spec import stages
 from airflow_mlops.spec.window import Window, parse_key
@@ -25,7 +25,6 @@ from airflow_mlops.triggers.window import WindowTrigger, arrived_window
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-    from pydantic import JsonValue
 
 
 class DataDriftSensor(StageTask, BaseSensorOperator):
@@ -164,19 +163,10 @@ class DataDriftSensor(StageTask, BaseSensorOperator):
     def finish(self, context: Context, outcome: Outcome) -> dict[str, Any]:
         """Ask for a retraining on drift, and ring again for requests that nobody has answered."""
         store = Store(store_root(self.store))
-        requests = Requests(store, self.pipeline_name)
         if outcome.verdict.status == "drift" and self.request_retraining:
-            until = cooling_until(Ledger(store, self.pipeline_name).entries(), self.cooldown)
-            if until is not None:
-                self.log.info("drift asks for nothing before %s: the cooldown is on", until.isoformat())
-            else:
-                requests.open(_request(self.pipeline_name, outcome))
+            ask(store, _request(self.pipeline_name, outcome), self.cooldown)
         if self.request_retraining and self.alias is not None:
-            for request in requests.unanswered(lambda run: is_active_run(context, run)):
-                self.log.info("asking for a retraining (%s): %s", request.id, request.reason)
-                window = request.window.key if request.window else None
-                extra: dict[str, JsonValue] = {"request": request.id, "reason": request.reason, "window": window}
-                context["outlet_events"][self.alias].add(retrain_asset(self.pipeline_name), extra=extra)
+            ring(context, store, self.pipeline_name, self.alias)
         return super().finish(context, outcome)
 
 

@@ -21,6 +21,8 @@ M = TypeVar("M", bound=BaseModel)
 
 _MOST_VALUES = 100_000
 STAGE_KEYS = {"data", "prepare", "tune", "train", "evaluate", "validate_model", "monitor", "retrain", "predict"}
+SEVERAL = "several"
+"""The type of a validation error that holds several, each with its path, in its context's ``problems``."""
 
 
 class _Loader(_BaseLoader):  # type: ignore[misc]
@@ -222,6 +224,10 @@ def validate(model: type[M], document: Document) -> M:
 def _problems(model: type[BaseModel], document: Document, name: Any, error: ValidationError) -> Iterator[str]:
     seen = set()
     for item in error.errors(include_url=False):
+        if item["type"] == SEVERAL:
+            for inner, text in item["ctx"]["problems"]:
+                yield describe(document, name, _known_path(document, (*item["loc"], *inner)), text)
+            continue
         path = _known_path(document, item["loc"])
         allowed = fix = None
         what = item["msg"].removeprefix("Value error, ")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
+from airflow_mlops.errors import DeclarationError
 from airflow_mlops.spec import stages
 from airflow_mlops.spec.load import dump_pipeline
 from airflow_mlops.spec.pipeline import Pipeline
@@ -24,6 +27,23 @@ class Node(NamedTuple):
     def stage(self) -> str:
         """The stage's kind."""
         return self.params.stage
+
+
+def callables_of(nodes: Iterable[Node], base: str) -> list[str]:
+    """The user's functions that a plan runs, those of the schema's checks among them.
+
+    Args:
+        nodes: the plan.
+        base: the folder that relative paths start from. A schema there that cannot be read adds nothing; its stage says
+            what is wrong with it.
+    """
+    found: set[str] = set()
+    for node in nodes:
+        params = node.params
+        with suppress(DeclarationError):
+            params = params.resolved(base)
+        found.update(params.callables())
+    return sorted(found)
 
 
 def excluded_columns(pipeline: Pipeline) -> tuple[str, ...]:
@@ -49,7 +69,8 @@ def _extract(pipeline: Pipeline, last: int) -> stages.Extract:
 
 def _validate_data(pipeline: Pipeline) -> stages.ValidateData:
     data = pipeline.data
-    return stages.ValidateData(data_schema=data.schema_file, target=data.target, time=data.time)
+    windows = pipeline.train.windows.last
+    return stages.ValidateData(data_schema=data.schema_file, target=data.target, time=data.time, windows=windows)
 
 
 def _tune(pipeline: Pipeline, model: dict[str, Any], time: str | None) -> tuple[Node, ...]:
@@ -106,15 +127,20 @@ def train_plan(pipeline: Pipeline) -> tuple[Node, ...]:
         Node(_validate_data(pipeline), {"data": ("extract", "data")}),
         Node(
             stages.Prepare(target=data.target, features=prepare.features, time=data.time, split=split, seed=train.seed),
-            {"data": ("extract", "data")},
-            after=("validate_data",),
+            # The rows that go on: all of them, unless the schema sets bad ones aside.
+            {"data": ("validate_data", "data")},
         ),
         *tune,
         Node(
-            stages.Train(**model, serialization=train.serialization, declaration=dump_pipeline(pipeline)),
+            stages.Train(
+                **model,
+                windows=train.windows.last,
+                serialization=train.serialization,
+                declaration=dump_pipeline(pipeline),
+            ),
             {
                 "train": ("prepare", "train"),
-                "data": ("extract", "data"),
+                "data": ("validate_data", "data"),
                 **({"tuned": ("tune", "tuned")} if tune else {}),
             },
         ),

@@ -53,6 +53,11 @@ class StageParams(Section):
         """The user's functions and classes that the stage will import."""
         return [value for field in self.code_fields if (value := getattr(self, field))]
 
+    @property
+    def needs_registry(self) -> bool:
+        """Whether the stage asks the model registry for anything."""
+        return True
+
 
 class Extract(StageParams):
     """Read windows of the source into one immutable Parquet snapshot."""
@@ -82,9 +87,14 @@ class Extract(StageParams):
         """Whether the source comes in windows at all."""
         return is_windowed(self.source, self.time)
 
+    @property
+    def needs_registry(self) -> bool:
+        """Extraction knows no model."""
+        return False
+
 
 class ValidateData(StageParams):
-    """Hold rows against the data schema: hard rules stop the run, soft ones warn."""
+    """Hold rows against the data schema: hard rules stop the run, soft ones warn, single bad rows are set aside."""
 
     stage = "validate_data"
     in_runtime = False
@@ -95,6 +105,8 @@ class ValidateData(StageParams):
     """The column to predict; it must be there, with no nulls."""
     time: str | None = None
     """The time column; it must be there and hold times."""
+    windows: int = Field(1, ge=1)
+    """How many windows the rows span, for the number of rows per window."""
 
     def resolved(self, base: str) -> Self:
         """Read the schema's file as well."""
@@ -102,6 +114,16 @@ class ValidateData(StageParams):
         if isinstance(located.data_schema, str):
             return located.model_copy(update={"data_schema": load_schema(located.data_schema)})
         return located
+
+    def callables(self) -> list[str]:
+        """The functions of the schema's checks; known once the schema's file was read."""
+        checks = self.data_schema.checks if isinstance(self.data_schema, DataSchema) else ()
+        return [check.function for check in checks if check.function]
+
+    @property
+    def needs_registry(self) -> bool:
+        """Only where rows are held against the champion's."""
+        return isinstance(self.data_schema, DataSchema) and self.data_schema.needs_champion
 
 
 class Prepare(StageParams):
@@ -119,6 +141,11 @@ class Prepare(StageParams):
     """How test rows are set apart."""
     seed: int = 0
     """The seed of a split by group or at random."""
+
+    @property
+    def needs_registry(self) -> bool:
+        """Preparation knows no model."""
+        return False
 
 
 class ModelParams(StageParams):
@@ -194,6 +221,8 @@ class Train(ModelParams):
     stage = "train"
     serialization: Literal["skops", "cloudpickle"] = "skops"
     """How the model is written."""
+    windows: int = Field(1, ge=1)
+    """How many windows the rows span; kept with the model, for what is compared with it per window."""
     declaration: str | None = None
     """The pipeline's own YAML, logged with the run."""
 

@@ -27,8 +27,7 @@ from airflow_mlops.call.code import code_scope
 from airflow_mlops.call.store import digest_of_file
 from airflow_mlops.errors import CodeError, GateError, RegistryUnreachableError, SchemaError, StoreError
 from airflow_mlops.spec.metrics import Task
-from airflow_mlops.stages.tables import require_columns
-from airflow_mlops.stages.validate_data import type_of
+from airflow_mlops.stages.tables import require_columns, type_of
 
 with warnings.catch_warnings():
     # While it is imported, skops looks through every module there is, and Airflow's deprecated names complain.
@@ -46,6 +45,7 @@ ROWS = "mlops/training_rows.parquet"
 REFERENCE = "mlops/reference.parquet"
 INPUTS = "mlops/inputs.json"
 DECLARATION = "mlops/pipeline.yaml"
+PROFILE = "mlops/profile.json"
 
 TRUSTED_TYPES = frozenset(
     {
@@ -99,6 +99,8 @@ class Facts(BaseModel):
     """The columns whose hash tells whether a row was trained on."""
     window: str | None = None
     """The window that training ended with."""
+    windows: int = 1
+    """How many windows training read."""
     model_uri: str = ""
     """Where the model is."""
     model_digest: str = ""
@@ -256,10 +258,8 @@ def raw_rows(table: pa.Table, facts: Facts) -> pd.DataFrame:
     for name, wanted in facts.columns.items():
         values = table[name]
         if str(values.type) != wanted:
-            kind = _arrow_type(wanted)
-            both = type_of(values.type), type_of(kind)
-            numbers = both[0] in ("integer", "number", "boolean") and both[1] in ("integer", "number")
-            if not (numbers or both[0] == both[1] or pa.types.is_null(values.type)):
+            kind = arrow_type(wanted)
+            if not takes(kind, values.type):
                 raise SchemaError(
                     f"the column {name!r} holds {values.type}, and the model was trained on {wanted}",
                     fix="mend the data, or train a model on data of this form",
@@ -269,6 +269,13 @@ def raw_rows(table: pa.Table, facts: Facts) -> pd.DataFrame:
         columns.append(values)
     frame: pd.DataFrame = pa.table(columns, names=list(facts.columns)).to_pandas()
     return frame
+
+
+def takes(wanted: pa.DataType, found: pa.DataType) -> bool:
+    """Whether a model that was trained on one type takes values of another."""
+    both = type_of(found), type_of(wanted)
+    numbers = both[0] in ("integer", "number", "boolean") and both[1] in ("integer", "number")
+    return numbers or both[0] == both[1] or pa.types.is_null(found)
 
 
 def _cast(name: str, values: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
@@ -282,7 +289,7 @@ def _cast(name: str, values: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedAr
         ) from error
 
 
-def _arrow_type(text: str) -> pa.DataType:
+def arrow_type(text: str) -> pa.DataType:
     """The Arrow type that prints as this text; tables here hold plain types only."""
     simple = {"bool": pa.bool_(), "double": pa.float64(), "float": pa.float32(), "halffloat": pa.float16()}
     if text in simple:

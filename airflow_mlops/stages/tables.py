@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, digest_of
 from airflow_mlops.errors import SchemaError
+from airflow_mlops.spec.data_schema import ColumnType
 
 if TYPE_CHECKING:
     # Loaded where a table becomes a frame, and not by the stages that look at Arrow columns only.
@@ -40,6 +41,27 @@ def _plain(kind: pa.DataType) -> pa.DataType:
         return pa.string()
     # scikit-learn and pandas know decimals only as objects, which would pass for texts.
     return pa.float64() if pa.types.is_decimal(kind) else kind
+
+
+def type_of(kind: pa.DataType) -> ColumnType | None:
+    """The data schema's word for an Arrow type, or None where it has none."""
+    if pa.types.is_integer(kind):
+        return "integer"
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return "number"
+    if pa.types.is_boolean(kind):
+        return "boolean"
+    if pa.types.is_string(kind):
+        return "string"
+    if pa.types.is_timestamp(kind):
+        return "timestamp"
+    return "date" if pa.types.is_date(kind) else None
+
+
+def holds(kind: pa.DataType, declared: ColumnType) -> bool:
+    """Whether an Arrow type is accepted where the data schema declares a type."""
+    found = type_of(kind)
+    return pa.types.is_null(kind) or found == declared or (found == "integer" and declared == "number")
 
 
 def schema_id(schema: pa.Schema) -> str:

@@ -41,6 +41,7 @@ from airflow_mlops.stages.model_io import (
     DECLARATION,
     FACTS,
     INPUTS,
+    PROFILE,
     REFERENCE,
     ROWS,
     Facts,
@@ -87,6 +88,7 @@ def run(call: Call, params: Train, store: Store) -> Outcome:
         classes=_classes(model) if task != "regression" else (),
         hash_columns=hash_columns,
         window=call.window.key if call.window else None,
+        windows=params.windows,
     )
     registry = ModelRegistry.of(call, store)
     run_id = registry.run_of(call)
@@ -387,7 +389,7 @@ def _write_bundle(folder: Path, facts: Facts, hashes: Any, call: Call, params: T
     Path(folder, Path(FACTS).name).write_text(facts.model_dump_json(indent=1))
     pq.write_table(pa.table({"hash": pa.array(hashes, pa.uint64())}), folder / Path(ROWS).name, compression="zstd")
     watched = data.select(list(facts.watched))
-    Path(folder, "profile.json").write_text(json.dumps(profile(watched), indent=1))
+    Path(folder, Path(PROFILE).name).write_text(json.dumps(profile(watched), indent=1))
     if watched.num_rows > _REFERENCE_ROWS:
         chosen = np.sort(np.random.default_rng(params.seed).choice(watched.num_rows, _REFERENCE_ROWS, replace=False))
         watched = watched.take(pa.array(chosen))

@@ -1,208 +1,374 @@
 """Data validation: rows are held against the reviewed schema. Hard rules stop the run, soft ones warn.
 
-Computed on Arrow columns; neither pandas nor scikit-learn is loaded.
+The snapshot is read in batches, so memory does not grow with it, but for two bytes a row at most: which rows repeat a
+key, and which are set aside. Without a schema only Arrow is loaded.
 """
 
 from __future__ import annotations
 
-import math
+import json
+import tempfile
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from contextlib import ExitStack
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from airflow_mlops.call.store import Store
-from airflow_mlops.call.wire import Call, Outcome, Verdict
+from airflow_mlops.call.store import VALIDATIONS, Store
+from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, Verdict
 from airflow_mlops.errors import SchemaError
-from airflow_mlops.spec.data_schema import Column, ColumnType, DataSchema, Severity
+from airflow_mlops.spec.base import format_duration
+from airflow_mlops.spec.data_schema import DataSchema, Freshness
 from airflow_mlops.spec.stages import ValidateData
+from airflow_mlops.spec.window import Window
+from airflow_mlops.stages.column_facts import ColumnFacts
 from airflow_mlops.stages.outcome import outcome_of
-from airflow_mlops.stages.tables import canonical, read_table
+from airflow_mlops.stages.tables import ROW_GROUP, canonical, holds, type_of, write_tables
+from airflow_mlops.stages.validation_report import as_html, as_json
 
-_MAX_CATEGORIES = 50
-_SHOWN = 5
+BATCH_ROWS = ROW_GROUP
+SAMPLE_ROWS = 50_000
+ROW, REASONS = "_row", "_reasons"
+_TOLD = 12
+_BUFFER = 1 << 16
+"""Bytes of a column that are read at a time."""
+
+Word = Literal["ok", "warn", "quarantine", "stop", "not_judged"]
 
 
-class Finding(NamedTuple):
-    """One rule that the rows break."""
+class Checked(NamedTuple):
+    """One rule: what was found, and what that does."""
 
-    severity: Severity
-    column: str | None
-    what: str
+    rule: str
+    verdict: Word
+    said: str = ""
+    columns: tuple[str, ...] = ()
+    broken: int | None = None
+    examples: tuple[str, ...] = ()
+    rows: tuple[int, ...] = ()
+
+
+class Result(NamedTuple):
+    """What validation found in a file."""
+
+    rows: int
+    kept: int
+    checked: list[Checked]
+    columns: dict[str, dict[str, Any]]
+    aside: Any
+    """Which rows are set aside, as a boolean array of shape ``(rows,)``; None where none may be."""
+    sample: pa.Table | None
+    """Some of the rows that go on, the same whatever the batches were."""
 
 
 def run(call: Call, params: ValidateData, store: Store) -> Outcome:
-    """Check the rows; output ``report``, a JSON of every column and every finding.
+    """Check the rows.
+
+    Outputs ``data``, the rows that go on (the input itself where none is set aside), ``report`` (JSON), ``page`` (the
+    same to read) and, where rows are set aside, ``quarantine``: these rows, with their number in ``_row`` and the rules
+    they break in ``_reasons``.
 
     Raises:
         SchemaError: when a hard rule is broken; it names all of them.
     """
-    table = read_table(call.input("data"), store)
+    source = call.input("data")
+    file = store.fetch(source)
     schema = params.data_schema if isinstance(params.data_schema, DataSchema) else None
-    findings = list(check(table, schema, target=params.target, time=params.time))
-    report = store.put_json(
-        {
-            "rows": table.num_rows,
-            "columns": {name: describe(table[name]) for name in table.column_names},
-            "findings": [finding._asdict() for finding in findings],
-        },
-        "report",
-    )
-    hard = [finding.what for finding in findings if finding.severity == "stop"]
-    if hard:
-        raise SchemaError(
-            "; ".join(hard), fix="mend the data at its source, or review the schema (airflow-mlops schema infer)"
-        )
-    soft = tuple(finding.what for finding in findings)
+    with store.scratch(".parquet") as bad:
+        result = validate(file, schema, target=params.target, time=params.time, window=call.window, bad=bad)
+        info: dict[str, str | None] = {}
+        if schema is not None and schema.needs_champion:
+            from airflow_mlops.stages.skew import against_champion
+
+            compared, info = against_champion(call, schema, result, file, params, store)
+            result.checked.extend(compared)
+        outputs = _report(call, schema, result, store)
+        hard = [each.said for each in result.checked if each.verdict == "stop"]
+        if hard:
+            raise SchemaError(
+                "; ".join(hard),
+                fix="mend the data at its source, or review the schema (airflow-mlops schema infer); "
+                f"the whole report: {outputs['page'].uri}",
+            )
+        outputs["data"] = source
+        if result.kept < result.rows:
+            outputs["quarantine"] = store.put_file(bad, "quarantine", rows=result.rows - result.kept)
+            outputs["data"] = _keep(file, result.aside, store)
+    soft = [each.said for each in result.checked if each.said]
+    told = soft if len(soft) <= _TOLD else [*soft[:_TOLD], f"and {len(soft) - _TOLD} more, in the report"]
+    warns = any(each.verdict in ("warn", "quarantine") for each in result.checked)
     return outcome_of(
         call,
-        outputs={"report": report},
-        metrics={"warnings": float(len(soft))},
-        verdict=Verdict(status="warn" if soft else "ok", reasons=soft),
+        outputs=outputs,
+        metrics={
+            "warnings": float(sum(each.verdict == "warn" for each in result.checked)),
+            "rows": float(result.kept),
+            "quarantined": float(result.rows - result.kept),
+        },
+        verdict=Verdict(status="warn" if warns else "ok", reasons=tuple(told)),
+        info=info,
     )
 
 
-def type_of(kind: pa.DataType) -> ColumnType | None:
-    """The schema's word for an Arrow type, or None where it has none."""
-    if pa.types.is_integer(kind):
-        return "integer"
-    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return "number"
-    if pa.types.is_boolean(kind):
-        return "boolean"
-    if pa.types.is_string(kind):
-        return "string"
-    if pa.types.is_timestamp(kind):
-        return "timestamp"
-    return "date" if pa.types.is_date(kind) else None
+def _report(call: Call, schema: DataSchema | None, result: Result, store: Store) -> dict[str, ArtifactRef]:
+    """Keep the report by its content, and where the link of the task finds it, also when the run stops here."""
+    report = as_json(result, schema)
+    with store.scratch(".html") as page:
+        page.write_text(as_html(report, call), encoding="utf-8")
+        kept = store.put_file(page, "report")
+    with store.scratch(".json") as pointer:
+        pointer.write_text(json.dumps({"run": call.run, "page": kept.model_dump(mode="json")}), encoding="utf-8")
+        store.replace_file(pointer, VALIDATIONS, f"{call.identity}.json")
+    return {"report": store.put_json(report, "report"), "page": kept}
 
 
-def check(
-    table: pa.Table, schema: DataSchema | None, *, target: str | None = None, time: str | None = None
-) -> Iterator[Finding]:
-    """Find every rule that the rows break; without a schema only target, time and infinities are looked at."""
-    names = table.column_names
-    if target is not None:
-        if target not in names:
-            yield Finding("stop", target, f"the target {target!r} is missing; there are {', '.join(names)}")
-        elif nulls := _nulls(table[target]):
-            yield Finding("stop", target, f"the target {target!r} has {nulls} nulls")
-    if time is not None and (time not in names or type_of(table[time].type) not in ("timestamp", "date")):
-        found = f"holds {table[time].type}" if time in names else "is missing"
-        yield Finding("stop", time, f"the time column {time!r} {found}")
-    if schema is None:
-        for name in names:
-            yield from _check_infinities(name, table[name])
-        return
-    if table.num_rows < schema.min_rows:
-        yield Finding("stop", None, f"{table.num_rows} rows are fewer than the {schema.min_rows} the schema asks for")
-    for name, column in schema.columns.items():
-        if name in names:
-            yield from _check_column(name, table[name], column)
-        elif column.required and name != target:
-            yield Finding("stop", name, f"the column {name!r} is missing")
-    if schema.extra_columns != "allow":
-        for name in names:
-            if name not in schema.columns:
-                yield Finding(schema.extra_columns, name, f"the column {name!r} is not in the schema")
+def validate(
+    file: Path,
+    schema: DataSchema | None,
+    *,
+    target: str | None = None,
+    time: str | None = None,
+    window: Window | None = None,
+    bad: Path | None = None,
+    batch_rows: int = BATCH_ROWS,
+) -> Result:
+    """Hold the rows of a Parquet file against a schema; without one only target, time and infinities are looked at.
 
-
-def _check_column(name: str, values: pa.ChunkedArray, column: Column) -> Iterator[Finding]:
-    found = type_of(values.type)
-    if values.null_count == len(values) and pa.types.is_null(values.type):
-        found = column.type
-    if found != column.type and not (found == "integer" and column.type == "number"):
-        yield Finding("stop", name, f"the column {name!r} holds {values.type}, not {column.type}")
-        return
-    nulls = _nulls(values)
-    if nulls > column.max_null_fraction * len(values):
-        share = nulls / len(values)
-        yield Finding(
-            "stop", name, f"{share:.2%} of the column {name!r} are nulls; at most {column.max_null_fraction:.2%} may be"
-        )
-    if not column.allow_inf:
-        yield from _check_infinities(name, values)
-    if found in ("integer", "number"):
-        low, high = _bounds(values)
-        if column.min is not None and low is not None and low < column.min:
-            yield Finding(column.on_violation, name, f"the column {name!r} goes down to {low:g}, below {column.min:g}")
-        if column.max is not None and high is not None and high > column.max:
-            yield Finding(column.on_violation, name, f"the column {name!r} goes up to {high:g}, above {column.max:g}")
-    if column.categories is not None:
-        there = set(pc.unique(values.drop_null()).to_pylist())
-        other = sorted(map(str, there - set(column.categories)))
-        if other:
-            shown = ", ".join(other[:_SHOWN]) + (f" and {len(other) - _SHOWN} more" if len(other) > _SHOWN else "")
-            yield Finding(column.on_violation, name, f"the column {name!r} has new categories: {shown}")
-
-
-def _check_infinities(name: str, values: pa.ChunkedArray) -> Iterator[Finding]:
-    if pa.types.is_floating(values.type):
-        count = pc.sum(pc.is_inf(values)).as_py() or 0
-        if count:
-            yield Finding("stop", name, f"the column {name!r} has {count} infinite values")
-
-
-def _nulls(values: pa.ChunkedArray) -> int:
-    """Nulls and NaN together: to a model they are the same."""
-    count = values.null_count
-    if pa.types.is_floating(values.type):
-        count += pc.sum(pc.is_nan(values)).as_py() or 0
-    return int(count)
-
-
-def _bounds(values: pa.ChunkedArray) -> tuple[float | None, float | None]:
-    """The least and greatest finite value, or None where there is none."""
-    if pa.types.is_floating(values.type):
-        values = values.filter(pc.is_finite(values))
-    bounds = pc.min_max(values).as_py()
-    return tuple(None if bounds[end] is None else float(bounds[end]) for end in ("min", "max"))  # type: ignore[return-value]
-
-
-def describe(values: pa.ChunkedArray) -> dict[str, Any]:
-    """A column in a few plain numbers, for the report."""
-    kind = type_of(values.type)
-    facts: dict[str, Any] = {"type": str(values.type), "nulls": _nulls(values)}
-    if kind in ("integer", "number"):
-        facts["min"], facts["max"] = _bounds(values)
-    elif kind == "string":
-        facts["distinct"] = pc.count_distinct(values).as_py()
-    elif kind in ("timestamp", "date"):
-        bounds = pc.min_max(values).as_py()
-        facts["min"], facts["max"] = (str(bounds[end]) if bounds[end] is not None else None for end in ("min", "max"))
-    return facts
-
-
-def infer(table: pa.Table) -> DataSchema:
-    """Propose a schema from rows, for a person to review.
-
-    Ranges are those seen; a share of nulls may double; texts with at most 50 values are taken for categories.
-
-    Raises:
-        SchemaError: when a column has a type that the schema has no word for.
+    Args:
+        file: the rows.
+        schema: the reviewed schema.
+        target: the column to predict; it must be there, with no nulls.
+        time: the time column; it must be there and hold times.
+        window: the run's window, for freshness.
+        bad: where the rows go that are set aside.
+        batch_rows: how many rows are looked at together; it changes nothing in what is found.
     """
-    table = table.cast(canonical(table.schema))
-    columns = {}
-    for name in table.column_names:
-        values = table[name]
-        kind = type_of(values.type)
-        if kind is None:
-            raise SchemaError(
-                f"the column {name!r} holds {values.type}",
-                allowed="integers, numbers, booleans, texts, timestamps, dates",
-                fix="leave it out, or spread it over plain columns",
-            )
-        rules: dict[str, Any] = {"type": kind}
-        share = _nulls(values) / max(1, len(values))
-        if share < 1:
-            rules["max_null_fraction"] = min(1.0, math.ceil(200 * share) / 100)
-        if kind in ("integer", "number"):
-            low, high = _bounds(values)
-            rules.update({end: bound for end, bound in (("min", low), ("max", high)) if bound is not None})
-        if kind == "string":
-            distinct = sorted(pc.unique(values.drop_null()).to_pylist())
-            if len(distinct) <= min(_MAX_CATEGORIES, max(1, len(values) // 2)):
-                rules["categories"] = tuple(distinct)
-        columns[name] = Column(**rules)
-    return DataSchema(columns=columns)
+    import numpy as np
+
+    with ExitStack() as stack:
+        parquet = stack.enter_context(_open(file))
+        arrow = canonical(parquet.schema_arrow)
+        total = parquet.metadata.num_rows
+        checked = list(_check_columns(arrow, schema, target, time))
+        facts = {name: ColumnFacts(arrow.field(name).type) for name in arrow.names}
+        rules, repeated = None, None
+        if schema is not None:
+            from airflow_mlops.stages.row_rules import RowRules
+
+            rules = RowRules(schema, arrow, target)
+            if schema.unique and all(name in arrow.names for name in schema.unique):
+                from airflow_mlops.stages.repeats import repeats
+
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=bad.parent if bad else None)))
+                repeated = repeats(_batches(parquet, arrow, batch_rows, list(schema.unique)), total, folder)
+        quarantine = schema.quarantine if schema else None
+        aside = np.zeros(total, dtype=bool) if quarantine else None
+        writer = stack.enter_context(_Quarantine(bad, arrow, quarantine.max_share * total)) if quarantine else None
+        sampled = _sample_of(schema, total)
+        pieces = []
+        first = 0
+        for batch in _batches(parquet, arrow, batch_rows):
+            end = first + batch.num_rows
+            if rules is not None:
+                broken = list(rules.broken(batch, first, None if repeated is None else repeated[first:end]))
+                if aside is not None and writer is not None:
+                    out = [(rule.reason, mask) for rule, mask in broken if rule.severity == "quarantine"]
+                    for _, mask in out:
+                        aside[first:end] |= mask
+                    writer.add(batch, first, aside[first:end], out)
+            good = batch
+            if aside is not None and aside[first:end].any():
+                good = batch.filter(pa.array(~aside[first:end]))
+            for name, found in facts.items():
+                found.add(good.column(name))
+            if sampled is not None:
+                chosen = sampled[(sampled >= first) & (sampled < end)]
+                if aside is not None:
+                    chosen = chosen[~aside[chosen]]
+                pieces.append(batch.take(pa.array(chosen - first)))
+            first = end
+    if first != total:
+        raise SchemaError(f"the file says it has {total} rows, and {first} can be read", fix="extract the data again")
+    gone = int(aside.sum()) if aside is not None else 0
+    kept = total - gone
+    if rules is not None:
+        checked += [_checked(rule, total) for rule in rules.rules]
+    if quarantine is not None:
+        checked.append(_check_share(gone, total, quarantine.max_share))
+    checked += _check_whole(facts, schema, kept, target, window)
+    sample = pa.Table.from_batches(pieces, arrow) if sampled is not None else None
+    return Result(total, kept, checked, {name: found.facts() for name, found in facts.items()}, aside, sample)
+
+
+def _batches(
+    parquet: pq.ParquetFile, arrow: pa.Schema, size: int, columns: list[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    for batch in parquet.iter_batches(size, columns=columns):
+        yield batch.cast(pa.schema([arrow.field(name) for name in batch.schema.names]))
+
+
+def _sample_of(schema: DataSchema | None, rows: int) -> Any:
+    """The numbers of the rows that are compared with the reference, in their order; None where none is."""
+    if schema is None or schema.skew is None:
+        return None
+    import numpy as np
+
+    return np.sort(np.random.default_rng(0).choice(rows, min(rows, SAMPLE_ROWS), replace=False))
+
+
+class _Quarantine:
+    """Writes rows that are set aside, up to the limit: beyond it the run stops, and nobody needs the file."""
+
+    def __init__(self, file: Path | None, arrow: pa.Schema, most: float) -> None:
+        taken = [name for name in (ROW, REASONS) if name in arrow.names]
+        if taken:
+            raise SchemaError(f"the column {taken[0]!r} has a name that the quarantine needs", fix="rename it")
+        self._file, self._most, self._count = file, most, 0
+        self._schema = arrow.append(pa.field(ROW, pa.int64())).append(pa.field(REASONS, pa.string()))
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> _Quarantine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def add(self, batch: pa.RecordBatch, first: int, aside: Any, broken: list[tuple[str, Any]]) -> None:
+        """Write the rows of a batch that are set aside, each with all its reasons."""
+        where = aside.nonzero()[0]
+        self._count += len(where)
+        if self._file is None or not len(where) or self._count > self._most:
+            return
+        reasons = ["; ".join(reason for reason, mask in broken if mask[row]) for row in where]
+        taken = batch.take(pa.array(where))
+        columns = [*taken.columns, pa.array(where + first, pa.int64()), pa.array(reasons, pa.string())]
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd")
+        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
+
+
+def _keep(file: Path, aside: Any, store: Store) -> ArtifactRef:
+    """Write the rows that go on as a dataset of their own."""
+    with _open(file) as parquet:
+        arrow = canonical(parquet.schema_arrow)
+
+        def good() -> Iterator[pa.Table]:
+            first = 0
+            for batch in _batches(parquet, arrow, BATCH_ROWS):
+                yield pa.Table.from_batches([batch.filter(pa.array(~aside[first : first + batch.num_rows]))])
+                first += batch.num_rows
+
+        return write_tables(good(), arrow, store)
+
+
+def _open(file: Path) -> pq.ParquetFile:
+    # By default Arrow would hold a whole row group, or read the whole file ahead.
+    return pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER)
+
+
+def _check_columns(
+    arrow: pa.Schema, schema: DataSchema | None, target: str | None, time: str | None
+) -> Iterator[Checked]:
+    """What the columns' names and types show, before any row is read."""
+    names = arrow.names
+    if target is not None:
+        said = "" if target in names else f"the target {target!r} is missing; there are {', '.join(names)}"
+        yield Checked(f"the target {target} is there", "stop" if said else "ok", said, (target,))
+    if time is not None:
+        said = ""
+        if time not in names or type_of(arrow.field(time).type) not in ("timestamp", "date"):
+            found = f"holds {arrow.field(time).type}" if time in names else "is missing"
+            said = f"the time column {time!r} {found}"
+        yield Checked(f"{time} holds times", "stop" if said else "ok", said, (time,))
+    if schema is None:
+        return
+    for name, column in schema.columns.items():
+        said = ""
+        if name not in names:
+            if column.required and name != target:
+                said = f"the column {name!r} is missing"
+        elif not holds(arrow.field(name).type, column.type):
+            said = f"the column {name!r} holds {arrow.field(name).type}, not {column.type}"
+        yield Checked(f"{name} is a column of type {column.type}", "stop" if said else "ok", said, (name,))
+    if schema.extra_columns != "allow":
+        extra = [name for name in names if name not in schema.columns]
+        for name in extra:
+            said = f"the column {name!r} is not in the schema"
+            yield Checked("no column but the schema's", schema.extra_columns, said, (name,))
+        if not extra:
+            yield Checked("no column but the schema's", "ok")
+
+
+def _checked(rule: Any, rows: int) -> Checked:
+    """A rule about single rows, after all of them were looked at."""
+    verdict: Word = rule.severity if rule.broken else "ok"
+    said = rule.text(rows) if rule.broken else ""
+    return Checked(rule.rule, verdict, said, rule.columns, rule.broken, tuple(rule.examples), tuple(rule.rows))
+
+
+def _check_share(gone: int, rows: int, most: float) -> Checked:
+    rule = f"at most {most:.2%} of the rows are set aside"
+    if gone > most * rows:
+        said = f"{gone} of {rows} rows ({gone / rows:.2%}) would be set aside; at most {most:.2%} may be"
+        return Checked(rule, "stop", said, broken=gone)
+    return Checked(rule, "ok", f"{gone} of {rows} rows are set aside" if gone else "", broken=gone)
+
+
+def _check_whole(
+    facts: dict[str, ColumnFacts], schema: DataSchema | None, kept: int, target: str | None, window: Window | None
+) -> Iterator[Checked]:
+    """What only all rows together show, of those that go on."""
+    if schema is None:
+        if target in facts:
+            nulls = facts[target].nulls
+            said = f"the target {target!r} has {nulls} nulls" if nulls else ""
+            yield Checked(f"{target} is not null", "stop" if said else "ok", said, (target,), nulls)
+        for name, found in facts.items():
+            if pa.types.is_floating(found.kind):
+                said = f"the column {name!r} has {found.infinite} infinite values" if found.infinite else ""
+                yield Checked(f"{name} is finite", "stop" if said else "ok", said, (name,), found.infinite)
+        return
+    said = f"{kept} rows are fewer than the {schema.min_rows} the schema asks for" if kept < schema.min_rows else ""
+    if schema.max_rows is not None and kept > schema.max_rows:
+        said = f"{kept} rows are more than the {schema.max_rows} the schema allows"
+    most = f" and at most {schema.max_rows}" if schema.max_rows else ""
+    yield Checked(f"at least {schema.min_rows}{most} rows", "stop" if said else "ok", said)
+    for name, column in schema.columns.items():
+        if name in facts and 0 < column.max_null_fraction < 1 and name != target:
+            nulls, limit = facts[name].nulls, column.max_null_fraction
+            said = ""
+            if nulls > limit * kept:
+                said = f"{nulls / kept:.2%} of the column {name!r} are nulls; at most {limit:.2%} may be"
+            yield Checked(f"at most {limit:.2%} of {name} are nulls", "stop" if said else "ok", said, (name,), nulls)
+    if schema.freshness is not None and schema.freshness.column in facts:
+        yield _check_freshness(facts[schema.freshness.column], schema.freshness, window)
+
+
+def _check_freshness(found: ColumnFacts, fresh: Freshness, window: Window | None) -> Checked:
+    within = format_duration(fresh.within)
+    rule = f"the newest {fresh.column} is within {within} of the window's end"
+    if found.word not in ("timestamp", "date"):
+        return Checked(rule, "not_judged", "", (fresh.column,))
+    if window is None:
+        said = f"the freshness of {fresh.column!r} was not judged: the run has no window"
+        return Checked(rule, "not_judged", said, (fresh.column,))
+    newest = instant(found.high)
+    if newest is None or window.end - newest > fresh.within:
+        at = newest.isoformat(" ", "seconds") if newest else "nowhere: it has no value"
+        end = window.end.isoformat(" ", "seconds")
+        said = f"the newest {fresh.column!r} is at {at}, more than {within} before the window's end at {end}"
+        return Checked(rule, fresh.on_violation, said, (fresh.column,))
+    return Checked(rule, "ok", "", (fresh.column,))
+
+
+def instant(value: Any) -> datetime | None:
+    """A time as UTC; a day lasts until its end."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+    if isinstance(value, date):
+        return datetime(value.year, value.month, value.day, tzinfo=UTC) + timedelta(days=1)
+    return None

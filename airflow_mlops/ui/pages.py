@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import secrets
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import DagDetails
 from airflow.api_fastapi.core_api.security import GetUserDep
 from airflow.models.dag import DagModel
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Path, Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException as AnyHTTPException
 
+from airflow_mlops.call.store import VALIDATIONS, Store
+from airflow_mlops.call.wire import ArtifactRef
 from airflow_mlops.errors import MlopsError
 from airflow_mlops.hooks.mlflow import MlflowHook, store_root
 from airflow_mlops.ui.history import UNREADABLE, History, Snapshot
@@ -30,6 +32,9 @@ _PROBLEMS = {
     403: ("Not allowed", "You may not see this page."),
     404: ("Not found", "There is no such page, or no such model that you may see."),
 }
+
+
+_HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
 
 
 def _written(at: datetime) -> str:
@@ -54,13 +59,7 @@ def _page(request: Request, template: str, status: int = 200, **values: Any) -> 
         f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
     )
-    headers = {
-        "Content-Security-Policy": policy,
-        "Cache-Control": "no-store",
-        "Referrer-Policy": "no-referrer",
-        "X-Content-Type-Options": "nosniff",
-    }
-    return HTMLResponse(text, status, headers=headers)
+    return HTMLResponse(text, status, headers={**_HEADERS, "Content-Security-Policy": policy})
 
 
 @app.exception_handler(AnyHTTPException)
@@ -137,6 +136,27 @@ def show_dag(request: Request, user: GetUserDep, dag_id: str, page: int = 1) -> 
         text=f"The DAG {dag_id} has trained and judged no model so far. If it is one of a pipeline, "
         "its history shows here after the first promotion or rejection.",
     )
+
+
+@app.get("/dags/{dag_id}/validations/{identity}")
+def show_validation(
+    user: GetUserDep, dag_id: str, identity: Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
+) -> HTMLResponse:
+    """What a validation in a run of a DAG has found.
+
+    Raises:
+        HTTPException: when there is none, or the user may not read the DAG.
+    """
+    store = Store(store_root())
+    found = store.read_json(VALIDATIONS, f"{identity}.json")
+    if found is None or found["run"].split("/")[0] != dag_id or not _may_read({dag_id}, user):
+        raise HTTPException(404)
+    text = store.fetch(ArtifactRef.model_validate(found["page"])).read_text(encoding="utf-8")
+    # The page brings its own style, and nothing else may run or load.
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    )
+    return HTMLResponse(text, headers={**_HEADERS, "Content-Security-Policy": policy})
 
 
 def _history(store: Snapshot, model: str, request: Request, mlflow: str | None) -> History:

@@ -82,7 +82,9 @@ def test_params_cross_the_wire_unchanged(declared: Pipeline) -> None:
 
 
 def test_nothing_is_prepared_before_the_data_is_valid() -> None:
-    assert next(each for each in train_plan(pipeline()) if each.stage == "prepare").after == ("validate_data",)
+    inputs = {each.stage: each.inputs for each in train_plan(pipeline())}
+    assert inputs["prepare"] == {"data": ("validate_data", "data")}
+    assert inputs["train"]["data"] == ("validate_data", "data")
 
 
 def test_promotion_asks_for_the_decision_of_the_gate() -> None:

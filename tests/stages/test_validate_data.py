@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,8 +19,9 @@ from airflow_mlops.call import Call, Store
 from airflow_mlops.call.dispatch import run
 from airflow_mlops.errors import SchemaError
 from airflow_mlops.spec import DataSchema, dump_schema, load_schema
+from airflow_mlops.stages.infer_schema import infer
 from airflow_mlops.stages.tables import write_table
-from airflow_mlops.stages.validate_data import check, infer
+from airflow_mlops.stages.validate_data import Result, validate
 from tests import toy
 
 GOOD = {"n": [1, 2], "x": [0.5, None], "s": ["a", "b"]}
@@ -37,8 +40,20 @@ def changed(column: str, **rules: Any) -> DataSchema:
     return schema({**COLUMNS, column: {**COLUMNS[column], **rules}})
 
 
+def validated(table: pa.Table, rules: DataSchema | None, **options: Any) -> Result:
+    """Validate a table through a file, as the stage does."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "rows.parquet")
+        pq.write_table(table, file)
+        return validate(file, rules, **options)
+
+
+def said(table: pa.Table, rules: DataSchema | None, **options: Any) -> list[tuple[str, str]]:
+    return [(each.verdict, each.said) for each in validated(table, rules, **options).checked if each.said]
+
+
 def findings(table: dict[str, Any], rules: DataSchema | None, **options: Any) -> list[tuple[str, str]]:
-    return [(finding.severity, finding.what) for finding in check(pa.table(table), rules, **options)]
+    return said(pa.table(table), rules, **options)
 
 
 def test_good_rows_have_no_finding() -> None:
@@ -61,16 +76,16 @@ def test_good_rows_have_no_finding() -> None:
     ],
 )
 def test_a_hard_rule_stops(table: dict[str, Any], rules: DataSchema, what: str) -> None:
-    ((severity, said),) = findings(table, rules)
-    assert severity == "stop" and what in said
+    ((severity, sentence),) = findings(table, rules)
+    assert severity == "stop" and what in sentence
 
 
 @pytest.mark.parametrize(
     ("table", "what"),
     [
-        ({**GOOD, "n": [0, 2]}, "the column 'n' goes down to 0, below 1"),
-        ({**GOOD, "n": [1, 3]}, "the column 'n' goes up to 3, above 2"),
-        ({**GOOD, "s": ["a", "c"]}, "the column 's' has new categories: c"),
+        ({**GOOD, "n": [0, 2]}, "the column 'n' goes down to 0, below 1, in 1 row"),
+        ({**GOOD, "n": [1, 3]}, "the column 'n' goes up to 3, above 2, in 1 row"),
+        ({**GOOD, "s": ["d", "c"]}, "the column 's' has new categories: c, d, in 2 rows"),
         ({**GOOD, "more": [1, 2]}, "the column 'more' is not in the schema"),
     ],
 )
@@ -109,13 +124,11 @@ def test_target_and_time_are_looked_at_without_a_schema(options: dict[str, Any],
 
 
 def test_nan_is_a_null_in_a_target_too() -> None:
-    ((severity, said),) = findings({"y": [1.0, math.nan]}, None, target="y")
-    assert severity == "stop" and "the target 'y' has 1 nulls" in said
+    assert findings({"y": [1.0, math.nan]}, None, target="y") == [("stop", "the target 'y' has 1 nulls")]
 
 
 def test_infinities_stop_without_a_schema() -> None:
-    ((severity, said),) = findings({"x": [1.0, -math.inf]}, None)
-    assert (severity, said) == ("stop", "the column 'x' has 1 infinite values")
+    assert findings({"x": [1.0, -math.inf]}, None) == [("stop", "the column 'x' has 1 infinite values")]
 
 
 def call(folder: Path, table: pa.Table, **params: Any) -> Call:
@@ -137,7 +150,7 @@ def test_soft_rules_warn_and_the_report_tells_of_every_column(tmp_path: Path) ->
     body = schema().model_dump(mode="json", by_alias=True)
     outcome = run(call(tmp_path, pa.table({**GOOD, "n": [1, 9]}), schema=body, target="n"))
     assert (outcome.verdict.status, outcome.verdict.passed) == ("warn", True)
-    assert outcome.verdict.reasons == ("the column 'n' goes up to 9, above 2",)
+    assert outcome.verdict.reasons == ("the column 'n' goes up to 9, above 2, in 1 row",)
     report = Store(str(tmp_path / "store")).fetch_json(outcome.outputs["report"])
     assert report["columns"]["n"] == {"type": "int64", "nulls": 0, "min": 1.0, "max": 9.0}
     assert report["rows"] == 2 and len(report["findings"]) == 1
@@ -148,7 +161,7 @@ def test_rows_pass_the_schema_inferred_from_them_after_a_trip_through_its_file(t
     file = tmp_path / "schema.yaml"
     file.write_text(dump_schema(infer(table)))
     rules = load_schema(file)
-    assert list(check(table, rules, target="y", time="at")) == []
+    assert said(table, rules, target="y", time="at") == []
     assert {name: column.type for name, column in rules.columns.items()} == {
         "id": "string",
         "at": "timestamp",
@@ -176,7 +189,7 @@ CELLS = {
 def test_any_rows_pass_the_schema_inferred_from_them(rows: list[dict[str, Any]]) -> None:
     kinds = [pa.int64(), pa.float64(), pa.bool_(), pa.string(), pa.timestamp("us"), pa.date32()]
     table = pa.Table.from_pylist(rows, schema=pa.schema(list(zip(CELLS, kinds, strict=True))))
-    assert list(check(table, infer(table))) == []
+    assert said(table, infer(table)) == []
 
 
 def test_inference_names_a_column_that_no_schema_can_hold() -> None:
