@@ -141,7 +141,8 @@ class RowRules:
 
     Args:
         schema: the reviewed data schema.
-        arrow: the rows' columns; rules of columns that are not there, or hold another type, are left out.
+        arrow: the rows' columns; rules of columns that are not there, or hold another type, are left out, and those
+            over several columns stand in ``unjudged``.
         target: the column to predict, which may have no null.
 
     Raises:
@@ -157,15 +158,18 @@ class RowRules:
         for name in columns:
             if name in arrow.names and _holds(schema, name, arrow.field(name).type):
                 held[name] = self._column(schema, name, arrow.field(name).type, name == target)
-        over_columns = [self._check(schema, check, arrow) for check in schema.checks]
+        whole = all(name in held or not column.required for name, column in schema.columns.items())
+        judged = [check for check in schema.checks if (whole if check.function else set(check.columns) <= set(held))]
+        self.unjudged = [check.title for check in schema.checks if check not in judged]
+        over_columns = [self._check(schema, check, arrow) for check in judged]
         self.pandera = pandera.DataFrameSchema(held, checks=over_columns)
         self._checks = [
             *((name, check) for name, column in held.items() for check in column.checks),
             *((None, check) for check in over_columns),
         ]
-        self._whole = any(check.function for check in schema.checks)
         used = {name for rule in self.rules for name in rule.columns}
-        self._used = [name for name in arrow.names if name in used or self._whole]
+        every = any(check.function for check in judged)
+        self._used = [name for name in arrow.names if name in used or every]
         self._repeated: RowRule | None = None
         if schema.unique and all(name in arrow.names for name in schema.unique):
             title = f"unique: {', '.join(schema.unique)}"
@@ -213,6 +217,15 @@ class RowRules:
             judge = _comparison(check)
         return self._check_of(rule, judge, ignore_na=False)
 
+    def frame(self, batch: pa.RecordBatch) -> pd.DataFrame:
+        """The columns of a batch that the rules are about, in types that do not depend on where the nulls are."""
+        frame: pd.DataFrame = batch.select(self._used).to_pandas(types_mapper=_NULLABLE.get, date_as_object=False)
+        return frame
+
+    def rule_of(self, check: pandera.Check) -> RowRule:
+        """The rule that a check of the pandera schema stands for."""
+        return self._by_name[str(check.name)]
+
     def broken(self, batch: pa.RecordBatch, first: int, repeated: Mask | None = None) -> Iterator[tuple[RowRule, Mask]]:
         """The rules that rows of a batch break, each with the rows, as a boolean array of shape ``(rows,)``.
 
@@ -225,7 +238,7 @@ class RowRules:
             CodeError: when a function of the schema raises, or gives something else than a boolean Series.
         """
         found: dict[RowRule, Mask] = {}
-        frame = batch.select(self._used).to_pandas(types_mapper=_NULLABLE.get, date_as_object=False)
+        frame = self.frame(batch)
         # One check at a time: `validate` says the same, and spends most of its time on a table of failures for people,
         # which nobody reads here.
         for column, check in self._checks:
@@ -234,7 +247,7 @@ class RowRules:
                 good = result.check_output
                 mask = np.zeros(len(frame), dtype=bool)
                 mask[good.index[~good.to_numpy(dtype=bool)]] = True
-                found[self._by_name[check.name]] = mask
+                found[self.rule_of(check)] = mask
         if self._repeated is not None and repeated is not None and repeated.any():
             found[self._repeated] = repeated
         for rule in self.rules:
@@ -288,11 +301,7 @@ def _comparison(check: CheckRule) -> Callable[[pd.DataFrame], pd.Series[bool]]:
 
 
 def _require_comparable(check: CheckRule, arrow: pa.Schema) -> None:
-    kinds = {}
-    for name in check.columns:
-        if name not in arrow.names:
-            raise SchemaError(f"the rule {check.title!r} needs the column {name!r}", allowed=", ".join(arrow.names))
-        kinds[name] = arrow.field(name).type
+    kinds = {name: arrow.field(name).type for name in check.columns}
     groups = set()
     for kind in kinds.values():
         if pa.types.is_null(kind):

@@ -196,6 +196,7 @@ def validate(
     kept = total - gone
     if rules is not None:
         checked += [_checked(rule, total) for rule in rules.rules]
+        checked += [Checked(title, "not_judged") for title in rules.unjudged]
     if quarantine is not None:
         checked.append(_check_share(gone, total, quarantine.max_share))
     checked += _check_whole(facts, schema, kept, target, window)
