@@ -14,6 +14,10 @@ from benchmarks import rerun, runs, runtime, startup, workers
 from benchmarks.table import Table
 
 PARTS = ("import", "parse", "run", "airflow", "rerun", "runtime")
+from benchmarks import rerun, runs, startup, validation, workers
+from benchmarks.table import Table
+
+PARTS = ("import", "parse", "run", "airflow", "rerun", "validate")
 ROWS, QUICK_ROWS = 100_000, 5_000
 
 
@@ -51,6 +55,10 @@ def main() -> int:
             runtime.measure(table, home / "runtime", rows, repeat=1 if options.quick else 5, warm_up=not options.quick)
         if "rerun" in parts:
             rerun.measure(table, home / "rerun", rows, 1 if options.quick else 3)
+        if "validate" in parts:
+            # Its own number of rows: what it is about is memory.
+            many = options.rows or (QUICK_ROWS if options.quick else validation.ROWS)
+            validation.measure(table, home / "validate", many)
     print(f"\nload {_load()} at the end, after {time.monotonic() - started:.0f} s\n")
     print(table.text())
     return 0

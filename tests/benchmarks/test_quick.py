@@ -15,7 +15,7 @@ def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_cheap_parts_end_in_a_table(tmp_path: Path) -> None:
-    done = benchmarks("--quick", "--rows", "1000", "--keep", str(tmp_path), "import", "parse", "run")
+    done = benchmarks("--quick", "--rows", "1000", "--keep", str(tmp_path), "import", "parse", "run", "validate")
     assert done.returncode == 0, done.stderr
     table = done.stdout[done.stdout.index("against the peer") :].splitlines()[2:]
     assert [line.split("  ")[0] for line in table if not line.startswith(" ")] == [
@@ -25,6 +25,8 @@ def test_the_cheap_parts_end_in_a_table(tmp_path: Path) -> None:
         "parse 100 pipelines / parse 1",
         "airflow-mlops run, no champion yet / bare script",
         "airflow-mlops run, against a champion / bare script",
+        "validate 1,000 rows x 20, 1 set aside / bare pandera, no key, no quarantine",
+        "validate 1,000 rows x 20, 1 set aside",
     ]
     heavy = next(line for line in table if "heavy libraries" in line)
     assert heavy.split()[-1] == "yes"
