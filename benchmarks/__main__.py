@@ -10,14 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import rerun, runs, runtime, startup, workers
+from benchmarks import rerun, runs, runtime, startup, validation, workers
 from benchmarks.table import Table
 
-PARTS = ("import", "parse", "run", "airflow", "rerun", "runtime")
-from benchmarks import rerun, runs, startup, validation, workers
-from benchmarks.table import Table
-
-PARTS = ("import", "parse", "run", "airflow", "rerun", "validate")
+PARTS = ("import", "parse", "run", "airflow", "rerun", "runtime", "validate")
 ROWS, QUICK_ROWS = 100_000, 5_000
 
 
