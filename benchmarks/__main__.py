@@ -10,11 +10,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import rerun, runs, runtime, startup, validation, workers
+from benchmarks import rerun, runs, runtime, startup, tune, validation, workers
 from benchmarks.table import Table
 
-PARTS = ("import", "parse", "run", "airflow", "rerun", "runtime", "validate")
+PARTS = ("import", "parse", "run", "airflow", "rerun", "runtime", "validate", "tune")
 ROWS, QUICK_ROWS = 100_000, 5_000
+TUNE_ROWS = 5_000
 
 
 def main() -> int:
@@ -55,6 +56,8 @@ def main() -> int:
             # Its own number of rows: what it is about is memory.
             many = options.rows or (QUICK_ROWS if options.quick else validation.ROWS)
             validation.measure(table, home / "validate", many)
+        if "tune" in parts:
+            tune.measure(table, home / "tune", min(rows, TUNE_ROWS), quick=options.quick)
     print(f"\nload {_load()} at the end, after {time.monotonic() - started:.0f} s\n")
     print(table.text())
     return 0
