@@ -126,7 +126,7 @@ def test_the_wiring_of_training(tmp_path: Path) -> None:
         "prepare": {"validate_data"},
         "train": {"validate_data", "prepare"},
         "register": {"train"},
-        "evaluate": {"prepare", "train"},
+        "evaluate": {"validate_data", "prepare", "train"},
         "validate_model": {"register", "evaluate"},
         "promote": {"register", "validate_model"},
     }
@@ -225,7 +225,6 @@ def test_the_declaration_s_values_reach_the_operators(tmp_path: Path) -> None:
 
 
 def test_all_mistakes_of_all_files_are_told_at_once(tmp_path: Path) -> None:
-    toy.declare(tmp_path, "fine")
     (tmp_path / "first.yaml").write_text("name: first\ndata: {sorce: x, target: y}\ntrain: {}\n")
     (tmp_path / "second.yaml").write_text("name: [second\n")
     toy_like = "name: third\ndata: {source: a.csv, target: y}\ntrain: {estimator: a.B}\nevaluate: {metrics: auc}\n"
@@ -253,12 +252,30 @@ def test_all_mistakes_of_all_files_are_told_at_once(tmp_path: Path) -> None:
     assert namespace == {}
 
 
+def test_a_file_with_mistakes_takes_no_other_file_s_dags_with_it(tmp_path: Path) -> None:
+    toy.declare(tmp_path, "fine")
+    (tmp_path / "first.yaml").write_text("name: first\ndata: {sorce: x, target: y}\ntrain: {}\n")
+    (tmp_path / "dag_file.py").write_text(FILE.format(pattern="*.yaml"))
+
+    bag = bag_of(tmp_path)
+
+    assert not bag.import_errors
+    assert set(bag.dags) == {"fine.train", "fine.monitor", "fine.predict", "first.broken"}
+    broken = bag.dags["first.broken"]
+    assert "first.yaml:2: pipeline 'first', stage 'data': unknown key 'sorce'" in broken.doc_md
+    assert (broken.tags, broken.timetable.can_be_scheduled) == ({"mlops", "broken"}, False)
+    with pytest.raises(DeclarationError, match="unknown key 'sorce'"):
+        broken.task_dict["declaration"].execute({})
+
+
 def test_a_name_taken_twice_and_a_pattern_that_finds_nothing(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         toy.declare(tmp_path / folder)
-    with pytest.raises(DeclarationError, match="the name is taken in .*/a/toy.yaml:1"):
-        load_dags("**/*.yaml", {}, base=str(tmp_path))
+    dags = load_dags("**/*.yaml", {}, base=str(tmp_path))
+    assert set(dags) == {"toy.train", "toy.monitor", "toy.predict", "toy.broken"}
+    assert dags["toy.train"].task_dict["start"].base == str(tmp_path / "a")
+    assert "the name is taken in " in dags["toy.broken"].doc_md and "/a/toy.yaml:1" in dags["toy.broken"].doc_md
     with pytest.raises(DeclarationError, match="no such file; try: a path relative to the DAG file"):
         load_dags("*.yml", {}, base=str(tmp_path))
 
