@@ -20,8 +20,9 @@ from airflow_mlops.call.code import split_path
 from airflow_mlops.call.source import content_of, files_of, partitions_of
 from airflow_mlops.call.store import Store, reaching
 from airflow_mlops.call.wire import ArtifactRef, Call, digest_of
+from airflow_mlops.spec.data_schema import DataSchema
 from airflow_mlops.spec.source import SqlSource
-from airflow_mlops.spec.stages import Extract, StageParams
+from airflow_mlops.spec.stages import Extract, StageParams, ValidateData
 from airflow_mlops.spec.window import Window, last_windows
 
 _LIBRARIES = ("numpy", "pandas", "pyarrow", "scikit-learn", "scipy", "mlflow", "skops", "optuna", "pandera")
@@ -147,6 +148,8 @@ def outside_of(call: Call, params: StageParams, store: Store) -> Outside | None:
         else:
             said = f"version {champion.version}"
         return Outside({"champion": said}, {}, said)
+    if isinstance(params, ValidateData) and isinstance(params.data_schema, DataSchema) and params.data_schema.freshness:
+        return Outside({"window's end": call.window.end.isoformat() if call.window else "none"})
     return Outside()
 
 

@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 
 from airflow_mlops.call import Outcome, Store
 from airflow_mlops.call.cache import INFO
+from airflow_mlops.errors import SchemaError
 from airflow_mlops.registry.models import NOTE_TAG
 from airflow_mlops.registry.requests import Request, Requests
 from tests import toy
@@ -56,6 +57,20 @@ def test_an_evaluation_against_another_champion_is_made_anew(ready: World) -> No
     assert promoted["promote"].info["version"] == "3"
     again = train(ready, "d", data={"drop": ["amount"]})
     assert again["evaluate"].info[INFO].startswith("miss: champion changed from version 1 to version 3")
+
+
+def test_the_same_rows_are_not_as_fresh_in_a_later_window(ready: World) -> None:
+    (ready.folder / "schema.yaml").write_text(
+        "columns: {at: {type: timestamp}}\nextra_columns: allow\nfreshness: {column: at, within: 9d}\n"
+    )
+    declared = toy.declare(
+        ready.folder, "toy", data={"schema": "schema.yaml", "source": "data/2024-01.parquet", "time": None}
+    )
+    for run in ("a", "b"):
+        checked = toy.run_plan(declared, "2024-01", run, ready.store, ready.registry, until="validate_data")
+    assert hits(checked) == {"extract", "validate_data"}
+    with pytest.raises(SchemaError, match="the newest 'at'"):
+        toy.run_plan(declared, "2024-02", "c", ready.store, ready.registry, until="validate_data")
 
 
 def test_a_model_that_was_rejected_is_judged_again_from_its_evidence(ready: World) -> None:
