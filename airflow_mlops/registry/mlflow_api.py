@@ -23,6 +23,8 @@ _DEFAULT_TIMEOUT = "30"
 _BATCH = 100
 _PAGE = 1000
 _SERVED = "mlflow-artifacts:"
+# Which of MLflow's pages an experiment opens with; left alone, it shows those of language models first.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
 """How the URI of artifacts begins that the tracking server serves itself."""
 
 
@@ -225,13 +227,17 @@ class _Rest:
             raise RegistryUnreachableError(f"MLflow at {self.base} failed on {endpoint}: {code}: {text}")
         if code == "RESOURCE_DOES_NOT_EXIST":
             raise ModelNotFoundError(f"MLflow at {self.base}: {text}")
-        raise RegistryError(f"MLflow at {self.base} refused {endpoint}: {code}: {text}")
+        # A run keeps the params it has logged; only a resumed run with another declaration meets this.
+        fix = "start a new run: what has not changed is not done again" if "Changing param values" in text else None
+        raise RegistryError(f"MLflow at {self.base} refused {endpoint}: {code}: {text}", fix=fix)
 
     def experiment_id(self, name: str) -> str:
         missing = ("RESOURCE_DOES_NOT_EXIST",)
         found = self._ask("GET", "experiments/get-by-name", accept=missing, experiment_name=name)
         if not found:
-            made = self._ask("POST", "experiments/create", accept=("RESOURCE_ALREADY_EXISTS",), name=name)
+            made = self._ask(
+                "POST", "experiments/create", accept=("RESOURCE_ALREADY_EXISTS",), name=name, tags=_pairs(_KIND)
+            )
             if made:
                 return str(made["experiment_id"])
             found = self._ask("GET", "experiments/get-by-name", experiment_name=name)
@@ -426,7 +432,7 @@ class _Client:
             if self.uri.startswith("sqlite:///"):
                 beside = str(Path(self.uri.removeprefix("sqlite:///")).absolute().parent / "mlflow-artifacts")
             exists = ("RESOURCE_ALREADY_EXISTS",)
-            made = self._ask("create_experiment", name, accept=exists, artifact_location=beside)
+            made = self._ask("create_experiment", name, accept=exists, artifact_location=beside, tags=_KIND)
             return str(made if made is not None else self._ask("get_experiment_by_name", name).experiment_id)
         if found.lifecycle_stage == "deleted":
             raise _deleted(name, found.experiment_id)

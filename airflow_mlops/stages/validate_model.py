@@ -225,8 +225,8 @@ def _versus(
     better = found.lower > -rule.margin
     reason = (
         f"{metric} {found.challenger:.4f} against {found.champion:.4f} of champion {champion} on {found.rows:,} rows "
-        f"that neither has seen: the gain {found.gain:+.4f} is at least {found.lower:+.4f} with {rule.confidence:.0%} "
-        f"confidence{'' if better else f', and more than {-rule.margin or 0:+g} is asked for'}"
+        f"that neither has seen: the gain of {found.gain:+.4f} is with {rule.confidence:.0%} confidence "
+        f"{found.lower:+.4f} or more{'' if better else f', which does not rule out one of {-rule.margin or 0:g} or less'}"
     )
     return Verdict(status="ok" if better else "rejected", reasons=(reason,)), found
 

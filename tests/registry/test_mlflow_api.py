@@ -47,9 +47,10 @@ def version(uri: str, api: MlflowApi, fresh_name: str, run: str) -> Version:
     return api.create_version(fresh_name, source, run, {"digest": "x"})
 
 
-def test_an_experiment_is_made_once(api: MlflowApi, fresh_name: str) -> None:
-    assert api.experiment_id(fresh_name) == api.experiment_id(fresh_name)
-    assert isinstance(api.experiment_id(fresh_name), str)
+def test_an_experiment_is_made_once(uri: str, api: MlflowApi, fresh_name: str) -> None:
+    made = api.experiment_id(fresh_name)
+    assert isinstance(made, str) and api.experiment_id(fresh_name) == made
+    assert mlflow.MlflowClient(uri).get_experiment(made).tags["mlflow.experimentKind"] == "custom_model_development"
 
 
 def test_a_deleted_experiment_says_how_to_restore_it(uri: str, api: MlflowApi, fresh_name: str) -> None:
