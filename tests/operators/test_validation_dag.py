@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 
 from airflow_mlops.operators.links import VALIDATION_URL
@@ -20,18 +22,25 @@ from airflow_mlops.operators import ExtractDataOperator, ValidateDataOperator
 with DAG("alone", schedule=None) as dag:
     rows = ExtractDataOperator(task_id="extract", source="data/{{window}}.parquet", grain="month", window="2024-03")
     ValidateDataOperator(
-        task_id="validate", data=rows.output, data_schema="alone.yaml", target="y", pipeline="{name}"
+        task_id="validate", data=rows.output, data_schema="schemas/toy.yaml", target="y", pipeline="{name}"
     )
 """
+
+
+def schema_file(airflow: Airflow) -> Path:
+    """Where the schema lies: not among the declarations."""
+    folder = airflow.folder / "schemas"
+    folder.mkdir(exist_ok=True)
+    return folder / "toy.yaml"
 
 
 def test_a_train_run_goes_on_without_the_bad_rows_and_stops_above_the_limit(airflow: Airflow) -> None:
     table = toy.rows("2024-01")
     amount = table["amount"].to_pylist()
     toy.write(table.set_column(2, "amount", pa.array([-1e7, *amount[1:]])), airflow.folder / "data/2024-01.parquet")
-    schema = airflow.folder / "schema.yaml"
+    schema = schema_file(airflow)
     schema.write_text(SCHEMA + "quarantine: {max_share: 0.01}\nskew: {on_skew: retrain}\n")
-    airflow.declare(data={"schema": "schema.yaml"})
+    airflow.declare(data={"schema": "schemas/toy.yaml"})
 
     run = airflow.test("train", "2024-01")
 
@@ -55,7 +64,7 @@ def test_a_train_run_goes_on_without_the_bad_rows_and_stops_above_the_limit(airf
 
 def test_moved_values_ask_for_a_retraining_once(champion: Airflow) -> None:
     toy.write(toy.rows("2024-03", shift=1.5), champion.folder / "data/2024-03.parquet")
-    (champion.folder / "alone.yaml").write_text(SCHEMA + "skew: {on_skew: retrain}\n")
+    schema_file(champion).write_text(SCHEMA + "skew: {on_skew: retrain}\n")
     champion.write(ALONE.format(name=champion.name), "alone_dag.py")
 
     run = champion.test("alone")
@@ -74,8 +83,8 @@ def test_moved_values_ask_for_a_retraining_once(champion: Airflow) -> None:
 
 def test_a_train_run_answers_the_skew_that_it_finds(champion: Airflow) -> None:
     toy.write(toy.rows("2024-03", shift=1.5), champion.folder / "data/2024-03.parquet")
-    (champion.folder / "schema.yaml").write_text(SCHEMA + "skew: {on_skew: retrain}\n")
-    champion.declare(data={"schema": "schema.yaml"})
+    schema_file(champion).write_text(SCHEMA + "skew: {on_skew: retrain}\n")
+    champion.declare(data={"schema": "schemas/toy.yaml"})
 
     run = champion.test("train", "2024-03")
 
