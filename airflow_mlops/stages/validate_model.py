@@ -223,10 +223,11 @@ def _versus(
         seed=seed,
     )
     better = found.lower > -rule.margin
+    doubt = "" if better else f", which does not rule out one of {-rule.margin or 0:g} or less"
     reason = (
         f"{metric} {found.challenger:.4f} against {found.champion:.4f} of champion {champion} on {found.rows:,} rows "
         f"that neither has seen: the gain of {found.gain:+.4f} is with {rule.confidence:.0%} confidence "
-        f"{found.lower:+.4f} or more{'' if better else f', which does not rule out one of {-rule.margin or 0:g} or less'}"
+        f"{found.lower:+.4f} or more{doubt}"
     )
     return Verdict(status="ok" if better else "rejected", reasons=(reason,)), found
 

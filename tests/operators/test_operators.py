@@ -240,6 +240,8 @@ def test_the_retry_policy_asks_the_error_itself() -> None:
         "SourceUnreachableError",
         "StoreUnreachableError",
         "JobLostError",
+        "JobFailedError",
+        "PackageIndexUnreachableError",
     }
 
 

@@ -84,7 +84,7 @@ def test_what_was_logged_is_read_back(api: MlflowApi, run: str) -> None:
     assert (found.params, found.metrics, found.tags["note"]) == ({"depth": "3"}, {"auc": 0.75}, "a")
 
 
-@pytest.mark.parametrize("name", ["card.html", "a folder/ü%2F#?.md"])
+@pytest.mark.parametrize("name", ["card.html", "a folder/ü + ä.md"])
 def test_a_text_is_an_artifact_and_takes_the_place_of_the_one_before(
     uri: str, api: MlflowApi, run: str, name: str, tmp_path: Path
 ) -> None:
