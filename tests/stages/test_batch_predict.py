@@ -14,7 +14,7 @@ import pytest
 
 from airflow_mlops.call import Call, Outcome, RegistryRef, Store
 from airflow_mlops.call.dispatch import run
-from airflow_mlops.errors import CodeError, DataNotFoundError, SchemaError, StoreUnreachableError
+from airflow_mlops.errors import CodeError, DataNotFoundError, SchemaError, StoreFullError
 from airflow_mlops.stages import batch_predict
 from airflow_mlops.stages.batch_predict import read_predictions
 from airflow_mlops.stages.model_io import Facts, Model
@@ -121,7 +121,7 @@ def test_what_fails_half_way_leaves_the_partition_as_it_was(
     if what == "disk":
         call = call_of(trained, table, "2024-04", "again")
         monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
-        with pytest.raises(StoreUnreachableError, match="No space left on device"):
+        with pytest.raises(StoreFullError, match="No space left on device"):
             run(call)
     else:
         wide = table.set_column(5, "member", pa.array([True] * 399 + [None]).cast(pa.int64()))
@@ -227,4 +227,4 @@ def test_a_model_that_gives_the_wrong_thing_is_named(task: Any, model: Bad, text
         hash_columns=("x",),
     )
     with pytest.raises(CodeError, match=text):
-        batch_predict._score(Model(model, facts), pa.table({"x": [1.0, 2.0, 3.0]}))
+        batch_predict._score(Model(model, facts, Path()), pa.table({"x": [1.0, 2.0, 3.0]}))
