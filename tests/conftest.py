@@ -29,7 +29,9 @@ QUIET = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-    "OMP_NUM_THREADS": "2",
+    # The suite's processes have the cores already; threads that spin while they wait would only take them from others.
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 # Libraries read these when they are imported, so none is imported above; child processes inherit them.
 os.environ.update(QUIET)
@@ -43,6 +45,15 @@ settings.load_profile("suite")
 
 OLD_SKLEARN = "scikit-learn==1.6.*\n"
 TESTS = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one process, and all that need the running servers, which come first: they take longest."""
+    shared = [item for item in items if "running" in getattr(item, "fixturenames", ())]
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("running" if item in shared else item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: item not in shared)
 
 
 def free_port() -> int:

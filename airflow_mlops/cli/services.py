@@ -244,8 +244,19 @@ class Services:
         self._processes.clear()
 
     def airflow(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """Ask Airflow's public API."""
-        return fetch(f"{self.airflow_url}/api/v2/{path}", method=method, body=body, needed=True)
+        """Ask Airflow's public API.
+
+        Airflow's SQLite refuses one of two that write at the same moment, and takes nothing of its change: asked again.
+        """
+        tries = 5
+        while True:
+            try:
+                return fetch(f"{self.airflow_url}/api/v2/{path}", method=method, body=body, needed=True)
+            except ServiceError as error:
+                tries -= 1
+                if not tries or "Database error" not in str(error):
+                    raise
+                time.sleep(0.5)
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
         """Start a DAG run by hand; return its id."""

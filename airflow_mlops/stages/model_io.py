@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from airflow_mlops.call.code import code_scope
 from airflow_mlops.call.store import digest_of_file
-from airflow_mlops.errors import CodeError, GateError, RegistryUnreachableError, SchemaError, StoreError
+from airflow_mlops.errors import CodeError, ModelNotFoundError, RegistryUnreachableError, SchemaError, StoreError
 from airflow_mlops.spec.metrics import Task
 from airflow_mlops.stages.tables import require_columns, type_of
 
@@ -164,18 +164,28 @@ def model_digest(file: Path) -> str:
 
 
 def download(run_id: str, path: str, target: Path) -> Path:
-    """Bring an artifact of a run here."""
+    """Bring an artifact of a run here.
+
+    Raises:
+        ModelNotFoundError: when the run has none of this name.
+        RegistryUnreachableError: when it cannot be fetched now.
+    """
+    return _fetched(f"the artifact {path} of run {run_id}", target, run_id=run_id, artifact_path=path)
+
+
+def _fetched(what: str, target: Path, **where: str) -> Path:
     try:
-        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, dst_path=str(target)))
+        return Path(mlflow.artifacts.download_artifacts(dst_path=str(target), **where))
     except (OSError, mlflow.exceptions.MlflowException) as error:
         text = str(error)
-        if "does not exist" in text or "No such" in text or "404" in text or isinstance(error, FileNotFoundError):
-            raise GateError(
-                f"the run {run_id} has no artifact {path}: "
-                "its model was not trained by airflow_mlops, or it was removed",
+        if isinstance(error, FileNotFoundError) or any(
+            sign in text for sign in ("RESOURCE_DOES_NOT_EXIST", "does not exist", "No such", "404 Client Error")
+        ):
+            raise ModelNotFoundError(
+                f"{what} is not there: it was removed, or never made by airflow_mlops",
                 fix="train a model with a pipeline, and let it be promoted",
             ) from error
-        raise RegistryUnreachableError(f"the artifact {path} of run {run_id} cannot be fetched: {text}") from error
+        raise RegistryUnreachableError(f"{what} cannot be fetched: {text}") from error
 
 
 def read_facts(run_id: str, target: Path) -> Facts:
@@ -223,13 +233,12 @@ def loaded(facts: Facts, target: Path) -> Iterator[Model]:
     """Load a model with its own code, whatever other code of the same name is loaded, for as long as the scope lasts.
 
     Raises:
+        ModelNotFoundError: when it is gone.
+        RegistryUnreachableError: when it cannot be fetched now.
         StoreError: when its content is not what its digest says.
         CodeError: when it holds types that are not trusted.
     """
-    try:
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=facts.model_uri, dst_path=str(target)))
-    except (OSError, mlflow.exceptions.MlflowException) as error:
-        raise RegistryUnreachableError(f"the model {facts.model_uri} cannot be fetched: {error}") from error
+    folder = _fetched(f"the model {facts.model_uri}", target, artifact_uri=facts.model_uri)
     file = next((each for each in folder.iterdir() if each.suffix in (".skops", ".pkl")), None)
     if file is None or model_digest(file) != facts.model_digest:
         raise StoreError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-import threading
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ from airflow_mlops.call import Call
 from airflow_mlops.call.dispatch import run
 outcome = run(Call.model_validate_json(sys.argv[1]))
 print(json.dumps([outcome.metrics["rows"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+"""
+AGAIN = """
+import sys
+from airflow_mlops.call import Call
+from airflow_mlops.call.dispatch import run
+for _ in range(15):
+    run(Call.model_validate_json(sys.argv[1]))
 """
 
 
@@ -135,26 +143,19 @@ def test_what_fails_half_way_leaves_the_partition_as_it_was(
 def test_a_reader_sees_one_run_s_rows_whatever_is_written_meanwhile(trained: World) -> None:
     calls = [call_of(trained, toy.rows("2024-05", rows), "2024-05", name) for name, rows in (("a", 400), ("b", 300))]
     destination = str(file_of(run(calls[0])).parents[1])
-    done = threading.Event()
-    failed: list[BaseException] = []
-
-    def write(call: Call) -> None:
-        try:
-            for _ in range(15):
-                run(call)
-        except BaseException as error:
-            failed.append(error)
-
-    writers = [threading.Thread(target=write, args=(call,)) for call in calls]
-    for writer in writers:
-        writer.start()
+    # In processes of their own, as tasks are: where MLflow is, is one for a whole process.
+    writers = [
+        subprocess.Popen([sys.executable, "-c", AGAIN, call.model_dump_json()], stderr=subprocess.PIPE, text=True)
+        for call in calls
+    ]
     seen = set()
-    while any(writer.is_alive() for writer in writers):
+    while any(writer.poll() is None for writer in writers):
         table = pa.concat_tables(read_predictions(destination, "2024-05", ["run"]))
         (name,) = set(table["run"].to_pylist())
         seen.add((name, table.num_rows))
-    done.set()
-    assert failed == []
+    for writer in writers:
+        _, errors = writer.communicate()
+        assert writer.returncode == 0, errors
     assert seen <= {("a", 400), ("b", 300)}
 
 
