@@ -27,7 +27,7 @@ demo: $(STAMP) ## Run the demo, whole, on this machine
 	$(BIN)/airflow-mlops demo $(ARGS)
 
 test: $(STAMP) ## Run the tests (PYTEST_ARGS="-k ledger -x")
-	$(BIN)/pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(STAMP) ## Check style, types, import layers and declarations
 	$(BIN)/ruff check .

@@ -14,10 +14,11 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
     from tests.toy import World
@@ -47,13 +48,25 @@ OLD_SKLEARN = "scikit-learn==1.6.*\n"
 TESTS = Path(__file__).parent
 
 
-@pytest.hookimpl(tryfirst=True)
+def _needs_servers(nodeid: str) -> bool:
+    return nodeid.startswith(("tests/system/", "tests/ui/test_browser.py"))
+
+
+class _ByFile(LoadScopeScheduling):
+    """A file's tests run in one process, and so do all that need the running servers."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "servers" if _needs_servers(nodeid) else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
+    return _ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process, and all that need the running servers, which come first: they take longest."""
-    shared = [item for item in items if "running" in getattr(item, "fixturenames", ())]
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("running" if item in shared else item.nodeid.partition("::")[0]))
-    items.sort(key=lambda item: item not in shared)
+    """What takes longest begins first, so that no process waits for the other at the end."""
+    items.sort(key=lambda item: not _needs_servers(item.nodeid))
 
 
 def free_port() -> int:

@@ -118,7 +118,7 @@ def test_from_the_menu_to_the_model_to_its_run(
     page.goto(running.airflow_url)
     page.get_by_role("link", name="MLOps").click()
     inside = _inside(page)
-    row = inside.get_by_role("row").filter(has_text="Version 2")
+    row = inside.get_by_role("row").filter(has_text=MODEL).filter(has_text="Version 2")
     expect(row).to_contain_text("promotion")
     expect(row).to_contain_text("drift")
     page.screenshot(path=tmp_path / "models.png")
