@@ -31,7 +31,7 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardSc
 from airflow_mlops.call.code import load, split_path, unpack
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
-from airflow_mlops.drift.profile import profile
+from airflow_mlops.drift.summary import profile
 from airflow_mlops.errors import CodeError, DataError, MlopsError, RegistryUnreachableError
 from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
