@@ -62,6 +62,14 @@ def write_declaration(folder: Path, count: int = 1) -> None:
     (folder / f"{MODEL}.yaml").write_text("---\n".join(DECLARATION.format(name=name) for name in names))
 
 
+def write_fleet(folder: Path, count: int) -> None:
+    """One YAML document whose ``for_each`` makes so many pipelines."""
+    folder.mkdir(parents=True, exist_ok=True)
+    members = ", ".join(f'"{index:03d}"' for index in range(count))
+    text = DECLARATION.format(name=f"{MODEL}-{{member}}") + f"for_each: {{member: [{members}]}}\n"
+    (folder / f"{MODEL}.yaml").write_text(text)
+
+
 def write_dag_file(folder: Path) -> Path:
     """The DAG file of a folder's pipelines."""
     file = folder / "pipelines.py"

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.cost import compiled, python
-from benchmarks.data import write_dag_file, write_declaration
+from benchmarks.data import write_dag_file, write_declaration, write_fleet
 from benchmarks.table import Row, Table
 
 IMPORT_MS, ONE_S, HUNDRED_S = 50, 0.3, 2.0
@@ -50,21 +50,23 @@ def measure_import(table: Table, repeat: int) -> None:
 
 
 def measure_parse(table: Table, home: Path, repeat: int, *, warm_up: bool) -> None:
-    """A DAG file with one pipeline and one with a hundred, each in interpreters of its own."""
+    """A DAG file with one pipeline, with a hundred and with a fleet of a hundred, each in interpreters of its own."""
     print(f"\nparsing, {repeat} times each", flush=True)
     for count in (1, 100):
         write_declaration(home / str(count), count)
-    one, hundred = (str(write_dag_file(home / str(count))) for count in (1, 100))
+    write_fleet(home / "fleet", 100)
+    files = [str(write_dag_file(home / name)) for name in ("1", "100", "fleet")]
     environment = compiled(home / "pycache" if warm_up else None, AIRFLOW_HOME=str(home / "airflow"))
     # The cost beyond the import is taken in the same interpreter, and compiled files are made by a first round.
-    rounds = [[_parse(file, environment) for file in (one, hundred)] for _ in range(repeat + warm_up)][warm_up:]
-    loaded = sorted(set(HEAVY) & {name for pair in rounds for found in pair for name in found["modules"]})
-    assert all([found["dags"] for found in pair] == [3, 300] for pair in rounds)
+    rounds = [[_parse(file, environment) for file in files] for _ in range(repeat + warm_up)][warm_up:]
+    loaded = sorted(set(HEAVY) & {name for each in rounds for found in each for name in found["modules"]})
+    assert all([found["dags"] for found in each] == [3, 300, 300] for each in rounds)
     table.add(Row("parse a DAG file: heavy libraries loaded", ", ".join(loaded) or "none", "", "", "none", not loaded))
-    sdk = median(found["sdk"] for pair in rounds for found in pair)
-    single, many = (median(pair[index]["parse"] for pair in rounds) for index in (0, 1))
+    sdk = median(found["sdk"] for each in rounds for found in each)
+    single, many, fleet = (median(each[index]["parse"] for each in rounds) for index in range(3))
     table.difference("parse 1 pipeline / import airflow.sdk", sdk + single, sdk, ONE_S)
     table.difference("parse 100 pipelines / parse 1", sdk + many, sdk + single, HUNDRED_S)
+    table.difference("parse for_each of 100 / parse 1", sdk + fleet, sdk + single, HUNDRED_S)
 
 
 def _parse(file: str, environment: dict[str, str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from airflow_mlops.cli.main import parser_of_commands
 from airflow_mlops.spec.base import format_duration
 from airflow_mlops.spec.fleet import declaration_schema
 
@@ -169,7 +170,41 @@ def _cell(text: str) -> str:
     return " ".join(_markdown(text).split()).replace("|", "\\|")
 
 
-PAGES: dict[str, Callable[[], str]] = {"declaration.md": declaration, "operators.md": operators}
+def commands() -> str:
+    """The page of the command line: every command and every argument."""
+    parser = parser_of_commands()
+    parts = [MADE, "# The command line\n", _prose(parser.description or ""), *_commands(parser, parser.prog)]
+    parts.append(
+        "The exit code is 0 when it is done (a rejected model too), 1 when the answer is no or the work failed, 2 when "
+        "the command line is wrong.\n"
+    )
+    return "\n".join(parts)
+
+
+def _commands(parser: argparse.ArgumentParser, name: str) -> Iterator[str]:
+    rows = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            helps = {each.dest: each.help or "" for each in action._choices_actions}
+            for word, below in action.choices.items():
+                yield f"{'#' * (name.count(' ') + 2)} `{name} {word}`\n"
+                yield _prose(f"{helps[word][:1].upper()}{helps[word][1:]}.")
+                yield from _commands(below, f"{name} {word}")
+        elif not isinstance(action, (argparse._HelpAction, argparse._VersionAction)):
+            value = f" {action.metavar}" if action.metavar and action.option_strings else ""
+            written = [f"`{option}{value}`" for option in action.option_strings] or [f"`{action.metavar}`"]
+            times = " (one or more)" if action.nargs == "+" else ""
+            meaning = (action.help or "").replace("%(default)s", str(action.default))
+            rows.append(f"| {', '.join(written)}{times} | {_cell(meaning)} |")
+    if rows:
+        yield "\n".join(["| Argument | Meaning |", "| --- | --- |", *rows]) + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "cli.md": commands,
+    "declaration.md": declaration,
+    "operators.md": operators,
+}
 
 
 def main() -> int:

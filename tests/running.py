@@ -37,6 +37,19 @@ def fit(rows, target, params):
 '''
 
 
+FLEET = '''"""Trains for some seconds."""
+
+import time
+
+from sklearn.dummy import DummyClassifier
+
+
+def fit(rows, target, params):
+    time.sleep(params["seconds"])
+    return DummyClassifier().fit(rows, target)
+'''
+
+
 def toy_declaration(name: str, **sections: object) -> dict[str, object]:
     """A pipeline that trains in a second and is retried at once."""
     return {
@@ -59,6 +72,19 @@ def toy_declaration(name: str, **sections: object) -> dict[str, object]:
 
 
 TOYS = ("loop", "burst", "failing", "killed", "shown")
+QUIET = {"schedule": "@monthly", "monitor": {}, "validate_model": {"versus_champion": None}}
+"""Nothing of these pipelines runs by itself within a test, and whatever they train passes its gate."""
+FLEETS: dict[str, dict[str, object]] = {
+    "past": {**QUIET, "for_each": {"kind": ["held", "told"]}},
+    "crew": {
+        **QUIET,
+        "for_each": {"kind": list("abcdef")},
+        "train": {"function": "crew:fit", "params": {"seconds": 3, "kind": "{kind}"}},
+        "task": "binary",
+        "pool": {"name": "crew", "slots": 2},
+    },
+}
+"""Pipelines ``past_held``, ``crew_a`` and so on; the members of a fleet read the same files."""
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +103,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         (dags / name).mkdir()
         sections = slow if name == "killed" else {}
         (dags / "toys" / f"{name}.yaml").write_text(yaml.safe_dump(toy_declaration(name, **sections)))
+    (dags / "toys" / "crew.py").write_text(FLEET)
+    for name, sections in FLEETS.items():
+        (dags / name).mkdir()
+        body = {**toy_declaration(name, **sections), "name": f"{name}_{{kind}}"}
+        (dags / "toys" / f"{name}.yaml").write_text(yaml.safe_dump(body))
     (dags / "toy_dags.py").write_text(LOADER)
     # A task whose worker was killed is noticed by its heartbeat; the default of five minutes is for real clusters.
     environment = {

@@ -52,6 +52,11 @@ from airflow_mlops import load_dags
 load_dags("toy.yaml", globals())
 """
 
+FLEET = """
+from airflow_mlops import load_dags
+load_dags("fleet.yaml", globals())
+"""
+
 OWN = """
 from airflow.sdk import DAG
 from airflow_mlops.operators import ExtractDataOperator, PromoteModelOperator, TrainModelOperator, ValidateModelOperator
@@ -63,9 +68,20 @@ with DAG("own", schedule=None) as dag:
 """
 
 
-@pytest.mark.parametrize(("text", "dags"), [(DECLARED, ["toy.monitor", "toy.predict", "toy.train"]), (OWN, ["own"])])
+@pytest.mark.parametrize(
+    ("text", "dags"),
+    [
+        (DECLARED, ["toy.monitor", "toy.predict", "toy.train"]),
+        (FLEET, sorted(f"toy-{member:03}.{what}" for member in range(100) for what in ("monitor", "predict", "train"))),
+        (OWN, ["own"]),
+    ],
+    ids=["declared", "fleet", "own"],
+)
 def test_a_dag_file_loads_nothing_heavy(tmp_path: Path, text: str, dags: list[str]) -> None:
     toy.declare(tmp_path, prepare={"features": "churn.features:build", "split": {"by": "time"}})
+    members = ", ".join(f"'{member:03}'" for member in range(100))
+    one = (tmp_path / "toy.yaml").read_text().replace("name: toy\n", "name: 'toy-{member}'\n")
+    (tmp_path / "fleet.yaml").write_text(f"{one}for_each: {{member: [{members}]}}\npool: {{name: all, slots: 2}}\n")
     (tmp_path / "dag_file.py").write_text(text)
 
     found = finish(start(PARSE, str(tmp_path), " ".join(HEAVY)))

@@ -14,6 +14,7 @@ import shutil
 import sys
 import sysconfig
 import tempfile
+import traceback
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -157,6 +158,37 @@ def code_scope(folder: Path | None) -> Iterator[Path | None]:
         sys.modules.update(aside)
 
 
+def told(error: BaseException) -> str:
+    """An error of the user's code in one line: what it is, and the last line of theirs that it went through.
+
+    A file is named as it lies beside the declaration, ``churn/features.py:12``, and not as the copy that was imported.
+    """
+    place = _place(error)
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg}" + (f" at {place}" if place else "")
+    return f"{type(error).__name__}: {error}" + (f" (at {place})" if place else "")
+
+
+def _place(error: BaseException) -> str | None:
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames.append((error.filename, error.lineno or 1))
+    libraries = [
+        *(Path(path).resolve() for path in sysconfig.get_paths().values()),
+        Path(__file__).resolve().parents[1],
+    ]
+    here = Path.cwd()
+    for name, line in reversed(frames):
+        file = Path(name).resolve()
+        if not file.is_file() or _INSTALLED & set(file.parts) or any(file.is_relative_to(each) for each in libraries):
+            continue
+        root = file.parent
+        while (root / "__init__.py").exists():
+            root = root.parent
+        return f"{file.relative_to(here if file.is_relative_to(here) else root)}:{line}"
+    return None
+
+
 def load(path: str) -> Any:
     """Import what a path such as ``churn.features:build`` names.
 
@@ -167,10 +199,7 @@ def load(path: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise CodeError(
-            f"{path!r} cannot be imported: {type(error).__name__}: {error}",
-            fix=f'python -c "import {module_name}" shows the whole traceback',
-        ) from error
+        raise CodeError(f"{path!r} cannot be imported: {told(error)}", fix=_remedy(error, module_name)) from error
     if not hasattr(module, name):
         public = [entry for entry in dir(module) if not entry.startswith("_") and callable(getattr(module, entry))]
         close = difflib.get_close_matches(name, public, n=1)
@@ -178,6 +207,17 @@ def load(path: str) -> Any:
         raise CodeError(
             f"{module_name!r} has no {name!r}",
             allowed=shown or None,
-            fix=f"{module_name}:{close[0]}" if close else None,
+            # As it was written: an estimator's path has a dot where a function's has a colon.
+            fix=f"{path.removesuffix(name)}{close[0]}" if close else None,
         )
     return getattr(module, name)
+
+
+def _remedy(error: BaseException, module: str) -> str:
+    """What to do about a module that does not import."""
+    missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else None
+    if missing is None:
+        return "correct that line" if _place(error) else f"correct {module}"
+    if missing == module or module.startswith(f"{missing}."):
+        return f"correct the name, or put {missing.replace('.', '/')}.py beside the declaration"
+    return f"install {missing.split('.')[0]} where the stages run, or correct the import"

@@ -26,12 +26,14 @@ def lint(files: list[str]) -> list[str]:
             declarations += load_declarations(file)
         except DeclarationError as error:
             problems += error.problems
-    found = []
-    for declaration in declarations:
-        family, wrong = _check_code(declaration)
-        every = [*problems_of(declaration, family), *wrong, *_check_schema(declaration), *_check_runtime(declaration)]
-        found.append((declaration.pipeline.name, every))
+    found = [(declaration.pipeline.name, lint_one(declaration)) for declaration in declarations]
     return [*problems, *folded(found), *check_all(declarations)]
+
+
+def lint_one(declaration: Declaration) -> list[str]:
+    """Every problem of one pipeline by itself, one line each. What it names is imported."""
+    family, wrong = _check_code(declaration)
+    return [*problems_of(declaration, family), *wrong, *_check_schema(declaration), *_check_runtime(declaration)]
 
 
 @contextmanager

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0 when it is done, 1 when the answer is no or the work failed, 2 when the command line is wrong.
     """
-    parser = _parser()
+    parser = parser_of_commands()
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help()
@@ -39,7 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser_of_commands() -> argparse.ArgumentParser:
+    """Every command with its arguments; the reference is made from it as well."""
     parser = argparse.ArgumentParser(
         prog="airflow-mlops", description="ML pipelines for Apache Airflow, from one declaration each."
     )
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     lint.set_defaults(handler=_lint)
 
     run = commands.add_parser("run", help="run a pipeline's training here and now, without Airflow")
-    run.add_argument("file", metavar="PIPELINE.yaml")
+    run.add_argument("file", metavar="PIPELINE.yaml", help="a YAML file of one or more pipelines")
     run.add_argument("--window", metavar="KEY", help="the window, such as 2013-02 (default: the newest there is)")
     run.add_argument("--pipeline", metavar="NAME", help="which one, where the file holds several")
     run.add_argument("--store", metavar="URI", help=f"the artifact store (default: {STATE_FOLDER}/store)")
@@ -101,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     listed = asked.add_parser("ls", help="list what is kept: stage, key, when, size, by which run")
     explained = asked.add_parser("explain", help="say of each stage whether a run would do it, and why")
     pruned = asked.add_parser("prune", help="remove old entries, and the artifacts that nothing names any more")
-    explained.add_argument("file", metavar="PIPELINE.yaml")
+    explained.add_argument("file", metavar="PIPELINE.yaml", help="a YAML file of one or more pipelines")
     explained.add_argument("--window", metavar="KEY", help="the window (default: the newest there is)")
     explained.add_argument("--registry", metavar="URI", help="MLflow's tracking URI, as for run")
     pruned.add_argument("--older-than", metavar="AGE", default="30d", help="such as 12h or 30d (default: %(default)s)")

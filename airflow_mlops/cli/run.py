@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import json
 import logging
 import os
@@ -20,9 +21,12 @@ from airflow_mlops.call.cache import INFO
 from airflow_mlops.call.code import snapshot
 from airflow_mlops.call.source import windows_of
 from airflow_mlops.call.store import Store
-from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, RegistryRef
-from airflow_mlops.errors import DataNotFoundError, DeclarationError, MlopsError
-from airflow_mlops.spec import Declaration, Node, load_declarations, train_plan
+from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, RegistryRef, digest_of
+from airflow_mlops.cli.lint import lint_one
+from airflow_mlops.errors import CodeError, DataNotFoundError, DeclarationError, MlopsError
+from airflow_mlops.registry import ModelRegistry
+from airflow_mlops.registry.mlflow_api import mlflow_api
+from airflow_mlops.spec import Declaration, Node, dump_pipeline, load_declarations, train_plan
 from airflow_mlops.spec.plan import callables_of
 from airflow_mlops.spec.source import SqlSource
 from airflow_mlops.spec.stages import resolve
@@ -39,11 +43,10 @@ Progress = Callable[[str, str, float, Outcome | None], None]
 def run(options: argparse.Namespace, state: Path) -> int:
     """Run the command; see ``airflow-mlops run --help``."""
     declaration = choose_declaration(load_declarations(options.file), options)
-    problems = problems_of(declaration)
-    if problems:
-        raise DeclarationError(problems)
     name = declaration.pipeline.name
     registry, store = registry_of(options, state, name), store_of(options, state)
+    with _aside(options):
+        check(declaration, Store(store))
     identity = options.resume or f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
     window = choose_window(declaration, options.window)
     say = _silent if options.json else _print_stage
@@ -53,8 +56,8 @@ def run(options: argparse.Namespace, state: Path) -> int:
     failure: MlopsError | None = None
     outcomes: dict[str, Outcome] = {}
     try:
-        # With --json, standard output is the summary's alone; MLflow and the user's code may print.
-        with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+        with _aside(options):
+            registry_answers(registry)
             run_plan(
                 declaration,
                 window=window,
@@ -72,12 +75,56 @@ def run(options: argparse.Namespace, state: Path) -> int:
             raise
     resume = _resume_command(options, identity, window)
     if options.json:
-        print(json.dumps(_summary(name, identity, window, outcomes, failure, resume), indent=1))
+        summary = _summary(name, identity, window, outcomes, failure, resume)
+        print(json.dumps({**summary, "model": model_of(outcomes, registry, store)}, indent=1))
     elif failure is not None:
         print(f"\n{type(failure).__name__}: {failure}\n\nresume with:\n  {resume}", file=sys.stderr)
     else:
         print(f"\n{_conclusion(name, outcomes)} ({time.perf_counter() - started:.1f} s)")
+        _print_afterwards(declaration, options.file, model_of(outcomes, registry, store), registry)
     return 1 if failure else 0
+
+
+def _aside(options: argparse.Namespace) -> contextlib.AbstractContextManager[object]:
+    """With --json, standard output is the summary's alone; MLflow and the user's code may print."""
+    return contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext()
+
+
+def check(declaration: Declaration, store: Store) -> None:
+    """Lint a declaration before its first stage, what it names included.
+
+    Importing that costs as much as a stage does, so it is done once for each content of code and declaration.
+
+    Raises:
+        DeclarationError: with one line for every mistake.
+    """
+    problems = problems_of(declaration)
+    if not problems:
+        try:
+            code = code_of(declaration, store)
+        except CodeError:
+            problems = lint_one(declaration)
+            if not problems:
+                raise
+        else:
+            seen = digest_of([code.digest if code else None, dump_pipeline(declaration.pipeline)])[7:39]
+            if store.read_json("linted", f"{seen}.json") is not None:
+                return
+            problems = lint_one(declaration)
+            if not problems:
+                store.create_json({"pipeline": declaration.pipeline.name}, "linted", f"{seen}.json")
+    if problems:
+        raise DeclarationError(problems)
+
+
+def registry_answers(registry: RegistryRef) -> None:
+    """See that the registry's server is there before anything is computed that would go to it.
+
+    Raises:
+        RegistryError: when it is not, or refuses.
+    """
+    if registry.uri.startswith(("http://", "https://")):
+        mlflow_api(registry.uri).aliases(registry.model)
 
 
 def run_plan(
@@ -236,12 +283,13 @@ def choose_declaration(declarations: list[Declaration], options: argparse.Namesp
     if options.pipeline:
         found = [each for each in declarations if each.pipeline.name == options.pipeline]
         if not found:
-            raise DeclarationError(
-                [f"{options.file}: has no pipeline {options.pipeline!r}; allowed: {', '.join(names)}"]
-            )
+            close = difflib.get_close_matches(options.pipeline, names, n=1)
+            what = f"{options.file}: has no pipeline {options.pipeline!r}; allowed: {', '.join(names)}"
+            raise DeclarationError([what + (f"; try: --pipeline {close[0]}" if close else "")])
         return found[0]
     if len(declarations) > 1:
-        raise DeclarationError([f"{options.file}: holds {', '.join(names)}; try: --pipeline {names[0]}"])
+        what = f"{options.file}: holds {len(names)} pipelines"
+        raise DeclarationError([f"{what}; allowed: {', '.join(names)}; try: --pipeline {names[0]}"])
     return declarations[0]
 
 
@@ -273,6 +321,30 @@ def _conclusion(name: str, outcomes: dict[str, Outcome]) -> str:
     if "promote" in outcomes:
         return f"{name}: {'; '.join(outcomes['promote'].verdict.reasons)}"
     return f"{name}: the champion stays: {'; '.join(outcomes[GATE].verdict.reasons)}"
+
+
+def model_of(outcomes: Mapping[str, Outcome], registry: RegistryRef, store: str) -> dict[str, str | None] | None:
+    """The version that a run has made or found: name, version and the address of its page, if a server has one."""
+    if "register" not in outcomes:
+        return None
+    version = outcomes["register"].info["version"]
+    url = ModelRegistry(registry, Store(store)).version_url(version)
+    return {"name": registry.model, "version": version, "url": url}
+
+
+def _print_afterwards(
+    declaration: Declaration, file: str, model: dict[str, str | None] | None, registry: RegistryRef
+) -> None:
+    """Say where the model is, how to look at it, and what a person does next."""
+    if model is None:
+        return
+    look = model["url"] or shlex.join(["mlflow", "ui", "--backend-store-uri", registry.uri])
+    if declaration.pipeline.data.schema_file is None:
+        out = Path(file).parent / "schemas" / f"{declaration.pipeline.name}.yaml"
+        following = shlex.join(["airflow-mlops", "schema", "infer", file, "--out", str(out)])
+    else:
+        following = f"load_dags({json.dumps(os.path.abspath(file))}, globals()) in a DAG file hands it to Airflow"
+    print(f"  model  {model['name']} version {model['version']}\n  look   {look}\n  next   {following}")
 
 
 def _summary(

@@ -33,6 +33,8 @@ _OPERATORS: dict[str, type[StageOperator]] = {
 }
 _HEAVY = frozenset({"tune", "train"})
 """The stages that take a slot of the pipeline's pool."""
+_IN_TURN = "airflow_mlops.ui.turn.InTurn"
+"""A name: the scheduler alone loads the class, from the plugin."""
 _WINDOW_HELP = "The window's key, such as {example}. Empty: the one the run is about by itself."
 _PROMOTE_HELP = (
     "Whether a model that passes its gate may be promoted. Empty: not in a backfill, nor for a window older than the "
@@ -98,10 +100,10 @@ def _cron(schedule: str) -> CronTriggerTimetable:
 
 
 def _turn(pipeline: Pipeline, stage: str) -> dict[str, Any]:
-    """Where a heavy task waits. Equal weights let the run with the older date go first, whatever follows its task."""
+    """Where a heavy task waits, and by which rule it is its turn."""
     if pipeline.pool is None or stage not in _HEAVY:
         return {}
-    return {"pool": pipeline.pool.name, "weight_rule": "absolute"}
+    return {"pool": pipeline.pool.name, "weight_rule": _IN_TURN}
 
 
 def _common(pipeline: Pipeline, base: str) -> dict[str, Any]:
@@ -154,8 +156,6 @@ def _add_tasks(dag: DAG, pipeline: Pipeline, base: str, plan: tuple[Node, ...], 
         tasks[node.stage] = _OPERATORS[node.stage](task_id=node.stage, **arguments)
         for each in before:
             each.set_downstream(tasks[node.stage])
-        for earlier in node.after:
-            tasks[earlier].set_downstream(tasks[node.stage])
 
 
 def _train_dag(pipeline: Pipeline, base: str) -> DAG:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.call.store import Store
+from airflow_mlops.call.wire import Outcome
 from airflow_mlops.operators.assets import retrain_asset
 from airflow_mlops.operators.base import is_active_run
 from airflow_mlops.registry.ledger import Ledger
@@ -17,6 +18,25 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 log = logging.getLogger(__name__)
+
+
+def request_of(outcome: Outcome, model: str, trigger: str) -> Request:
+    """The wish to retrain that a verdict about a window makes.
+
+    Args:
+        outcome: what was found; its info names the champion that it is about.
+        model: the registered model.
+        trigger: what kind of reason: ``drift`` or ``skew``.
+    """
+    window, page = outcome.window, outcome.outputs.get("page")
+    return Request(
+        model=model,
+        champion=outcome.info["champion"],
+        reason=f"{trigger} in {window.key if window else 'the data'}: {'; '.join(outcome.verdict.reasons)}",
+        trigger=trigger,
+        window=window,
+        evidence=page.uri if page else outcome.info.get("report_url") or outcome.info.get("run_id"),
+    )
 
 
 def ask(store: Store, request: Request, cooldown: timedelta = timedelta(0)) -> None:

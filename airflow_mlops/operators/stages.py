@@ -16,9 +16,9 @@ from airflow_mlops.hooks.mlflow import store_root
 from airflow_mlops.operators.assets import model_asset, predictions_asset, retrain_alias, retrain_asset
 from airflow_mlops.operators.base import GateOperator, StageOperator, is_active_run, run_key
 from airflow_mlops.operators.links import CARD_URL, RUN_URL, VALIDATION_URL
-from airflow_mlops.operators.retraining import ask, ring
+from airflow_mlops.operators.retraining import ask, request_of, ring
 from airflow_mlops.operators.window import promotion_of_run
-from airflow_mlops.registry.requests import Request, Requests
+from airflow_mlops.registry.requests import Requests
 from airflow_mlops.spec import stages
 
 if TYPE_CHECKING:
@@ -131,25 +131,13 @@ class ValidateDataOperator(StageOperator):
         page = outcome.outputs["page"].model_dump(mode="json")
         store.create_json({"run": run_key(context), "page": page}, VALIDATIONS, f"{outcome.identity}.json")
         if outcome.info.get("skew") == "retrain":
-            ask(store, _skew_request(self.pipeline_name, outcome), self.cooldown)
+            ask(store, request_of(outcome, self.pipeline_name, "skew"), self.cooldown)
             if self.alias is not None:
                 ring(context, store, self.pipeline_name, self.alias)
             elif self.start:
                 # The run trains on these very rows: it answers the request itself.
                 Requests(store, self.pipeline_name).claim(run_key(context), lambda run: is_active_run(context, run))
         return super().finish(context, outcome)
-
-
-def _skew_request(pipeline: str, outcome: Outcome) -> Request:
-    window = outcome.window
-    return Request(
-        model=pipeline,
-        champion=outcome.info["champion"],
-        reason=f"skew in {window.key if window else 'the data'}: {'; '.join(outcome.verdict.reasons)}",
-        trigger="skew",
-        window=window,
-        evidence=outcome.outputs["page"].uri,
-    )
 
 
 class PrepareDataOperator(StageOperator):
@@ -514,7 +502,7 @@ class BatchPredictOperator(StageOperator):
     changes no other window, and a reader sees the old rows or the new ones. Each row holds the kept columns,
     ``prediction``, ``probability`` (of the second of two classes) or ``probability.CLASS`` for each of several, and
     ``model``, ``model_version``, ``run`` and ``window``. Without ``pipeline`` no asset is updated; else the event's
-    extra has ``version``, ``window``, ``rows`` and ``uri``.
+    extra has ``version``, ``run``, ``window``, ``rows`` and ``uri``.
 
     :param data: the output of `ExtractDataOperator`. (templated)
     :param destination: the folder of predictions, as a path relative to the DAG file or any fsspec URI. Default:
@@ -546,6 +534,7 @@ class BatchPredictOperator(StageOperator):
         for outlet in self.outlets:
             context["outlet_events"][outlet].extra = {
                 "version": outcome.info["champion"],
+                "run": outcome.run,
                 "window": outcome.window.key if outcome.window else None,
                 "rows": predictions.rows,
                 "uri": predictions.uri,

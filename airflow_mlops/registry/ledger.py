@@ -75,6 +75,11 @@ class Ledger:
         """The champion before this one, or None."""
         return _previous(self.entries())
 
+    def aliases(self) -> dict[str, str | None]:
+        """What MLflow's aliases should say: ``champion`` and ``previous``, of one and the same moment."""
+        entries = self.entries()
+        return {"champion": _champion(entries), "previous": _previous(entries)}
+
     def record(
         self,
         kind: Kind,

@@ -98,7 +98,7 @@ class ModelRegistry:
 
     def project(self) -> dict[str, str]:
         """Make the aliases say what the ledger says; return them."""
-        wanted = {"champion": self.ledger.champion(), "previous": self.ledger.previous()}
+        wanted = self.ledger.aliases()
         there = self.api.aliases(self.ref.model)
         if there.get("challenger") == wanted["champion"]:
             wanted["challenger"] = None

@@ -15,9 +15,8 @@ from airflow_mlops.hooks.mlflow import MlflowHook, store_root
 from airflow_mlops.operators.assets import retrain_alias, retrain_asset
 from airflow_mlops.operators.base import StageTask, run_key
 from airflow_mlops.operators.links import REPORT_URL, RUN_URL
-from airflow_mlops.operators.retraining import ask, ring
+from airflow_mlops.operators.retraining import ask, request_of, ring
 from airflow_mlops.operators.retry import MlopsRetryPolicy
-from airflow_mlops.registry.requests import Request
 from airflow_mlops.registry.verdicts import Verdicts
 from airflow_mlops.spec import stages
 from airflow_mlops.spec.window import Window, parse_key
@@ -164,19 +163,7 @@ class DataDriftSensor(StageTask, BaseSensorOperator):
         """Ask for a retraining on drift, and ring again for requests that nobody has answered."""
         store = Store(store_root(self.store))
         if outcome.verdict.status == "drift" and self.request_retraining:
-            ask(store, _request(self.pipeline_name, outcome), self.cooldown)
+            ask(store, request_of(outcome, self.pipeline_name, "drift"), self.cooldown)
         if self.request_retraining and self.alias is not None:
             ring(context, store, self.pipeline_name, self.alias)
         return super().finish(context, outcome)
-
-
-def _request(pipeline: str, outcome: Outcome) -> Request:
-    window = outcome.window
-    return Request(
-        model=pipeline,
-        champion=outcome.info["champion"],
-        reason=f"drift in {window.key if window else 'the data'}: {'; '.join(outcome.verdict.reasons)}",
-        trigger="drift",
-        window=window,
-        evidence=outcome.info.get("report_url") or outcome.info.get("run_id"),
-    )

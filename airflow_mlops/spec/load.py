@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -212,13 +213,42 @@ def validate(model: type[M], document: Document) -> M:
             ]
         )
     try:
-        valid = model.model_validate(document.value)
+        valid = model.model_validate(document.value, context={"lines": document.lines})
     except ValidationError as error:
         name = document.value.get("name") if model is Pipeline else None
         raise DeclarationError([*document.problems, *_problems(model, document, name, error)]) from error
     if document.problems:
         raise DeclarationError(list(document.problems))
     return valid
+
+
+def document_here(value: Any) -> Document:
+    """A declaration made in Python, as a document all of whose values stand on the line that made it."""
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("airflow_mlops", "pydantic"):
+        frame = frame.f_back
+    lines: dict[Path_, int] = {}
+
+    def walk(inner: Any, path: Path_) -> None:
+        lines[path] = frame.f_lineno
+        each = (
+            inner.items()
+            if isinstance(inner, Mapping)
+            else enumerate(inner)
+            if isinstance(inner, (list, tuple))
+            else ()
+        )
+        for key, below in each:
+            walk(below, (*path, key))
+
+    walk(value, ())
+    return Document(value, lines, frame.f_code.co_filename)
+
+
+def declared_wrongly(model: type[BaseModel], value: Any, error: ValidationError) -> DeclarationError:
+    """The mistakes of a declaration made in Python, each with file and line."""
+    name = value.get("name") if isinstance(value, Mapping) else None
+    return DeclarationError(list(_problems(model, document_here(value), name, error)))
 
 
 def _problems(model: type[BaseModel], document: Document, name: Any, error: ValidationError) -> Iterator[str]:

@@ -6,7 +6,16 @@ from datetime import timedelta
 from importlib import import_module
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    ModelWrapValidatorHandler,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from airflow_mlops.spec.base import Callable, Duration, Estimator, Names, Schedule, Section, Size
 from airflow_mlops.spec.metrics import Task
@@ -340,6 +349,17 @@ class Pipeline(Section):
     retry_delay: Duration = timedelta(minutes=1)
     """How long to wait before that."""
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _told(cls, value: Any, make: ModelWrapValidatorHandler[Pipeline], info: ValidationInfo) -> Pipeline:
+        """Tell mistakes as those of a file are told; who reads a file has the lines, and says so by a context."""
+        try:
+            return make(value)
+        except ValidationError as error:
+            if info.context is not None:
+                raise
+            raise import_module("airflow_mlops.spec.load").declared_wrongly(cls, value, error) from None
+
     @property
     def grain(self) -> Grain:
         """The calendar piece that the pipeline's windows step by."""
@@ -350,7 +370,11 @@ class Pipeline(Section):
 
         Args:
             base: the folder that relative paths start from. Default: the calling file's.
+
+        Raises:
+            DeclarationError: with one line for every mistake between the parts of the declaration.
         """
         # The factory stands above this layer; it is looked up only when somebody in Airflow asks.
         factory = import_module("airflow_mlops.factory")
+        import_module("airflow_mlops.spec.wiring").check_python(self)
         return dict(factory.build_dags(self, base or factory.calling_folder()))

@@ -13,15 +13,10 @@ from airflow_mlops.spec.pipeline import Pipeline
 
 
 class Node(NamedTuple):
-    """One stage of a plan.
-
-    ``inputs`` maps the stage's input to the stage and output that it comes from; ``after`` names stages that must be
-    done although nothing of theirs is read.
-    """
+    """One stage of a plan; ``inputs`` maps the stage's input to the stage and output that it comes from."""
 
     params: stages.StageParams
     inputs: dict[str, tuple[str, str]] = {}
-    after: tuple[str, ...] = ()
 
     @property
     def stage(self) -> str:

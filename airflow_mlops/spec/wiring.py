@@ -9,7 +9,8 @@ import difflib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from airflow_mlops.spec.load import Declaration
+from airflow_mlops.errors import DeclarationError
+from airflow_mlops.spec.load import Declaration, document_here
 from airflow_mlops.spec.metrics import DEFAULT_METRICS, FAIRNESS, METRICS, TASKS, Task, fairness_limit, metrics_of
 from airflow_mlops.spec.pipeline import RUNTIME_BACKENDS, ModelTrigger, Pipeline
 from airflow_mlops.spec.source import SqlSource
@@ -284,3 +285,14 @@ def problems_of(declaration: Declaration, family: str | None = None) -> list[str
     """The problems of one declaration, each in the product's one form."""
     found = check(declaration.pipeline, family)
     return [declaration.problem(p.path, p.what, allowed=p.allowed, fix=p.fix) for p in found]
+
+
+def check_python(pipeline: Pipeline) -> None:
+    """Hold a pipeline that was made in Python against the rules between its parts.
+
+    Raises:
+        DeclarationError: with one line for every mistake, where the pipeline was asked for its DAGs.
+    """
+    problems = problems_of(Declaration(pipeline, "", document_here(pipeline.model_dump(by_alias=True))))
+    if problems:
+        raise DeclarationError(problems)

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from airflow_mlops.call.code import told
 from airflow_mlops.call.store import Store, digest_of_file, reaching
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
 from airflow_mlops.errors import CodeError, DataNotFoundError, MlopsError, SchemaError, StoreError
@@ -143,7 +144,7 @@ def _score(model: Model, table: pa.Table) -> dict[str, Any]:
         raise
     except Exception as error:
         raise CodeError(
-            f"the model failed on {table.num_rows} rows: {type(error).__name__}: {error}",
+            f"the model failed on {table.num_rows} rows: {told(error)}",
             fix="mend the feature function for such rows, and train again",
         ) from error
     if predicted.shape != (table.num_rows,):

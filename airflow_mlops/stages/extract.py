@@ -158,14 +158,28 @@ def _files(params: Extract, source: str, windows: tuple[Window, ...]) -> list[st
     for each in windows:
         found = files_of(source, each)
         if not found:
-            there = [known.key for known in windows_of(source, params.grain)]
-            raise DataNotFoundError(
-                f"there is no file {source.replace('{window}', each.key)} for the window {each.key}",
-                allowed=f"{there[0]} to {there[-1]}" if there else "none: no window of this source has arrived",
-                fix="give the run another window, read fewer windows, or wait until the file has arrived",
-            )
+            raise _missing(params, source, windows, each)
         files += found
     return files
+
+
+def _missing(params: Extract, source: str, windows: tuple[Window, ...], missing: Window) -> DataNotFoundError:
+    """Why a run cannot have its windows, and which ones another run could have."""
+    there = windows_of(source, params.grain)
+    what = f"there is no file {source.replace('{window}', missing.key)} for the window {missing.key}"
+    if len(windows) == 1:
+        fitting, fix = there, "give the run another window, or wait until the file has arrived"
+    else:
+        what += f": a run about {windows[-1].key} reads {len(windows)} windows, {windows[0].key} to {windows[-1].key}"
+        fitting = [each for each in there if set(last_windows(params.grain, each, params.last)) <= set(there)]
+        fix = f"give the run a window with {len(windows) - 1} before it, or declare fewer (windows: {{last: N}})"
+    if not there:
+        allowed = "none: no window of this source has arrived"
+    elif not fitting:
+        allowed = f"none yet: there are {there[0].key} to {there[-1].key}"
+    else:
+        allowed = fitting[0].key if len(fitting) == 1 else f"{fitting[0].key} to {fitting[-1].key}"
+    return DataNotFoundError(what, allowed=allowed, fix=fix)
 
 
 def _in_windows(windows: tuple[Window, ...]) -> str:

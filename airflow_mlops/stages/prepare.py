@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from airflow_mlops.call.code import load
+from airflow_mlops.call.code import load, told
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, Outcome
 from airflow_mlops.errors import CodeError, DataError
@@ -85,7 +85,7 @@ def check_features(path: str, sample: pa.Table, target: str) -> None:
     build = load(path)
     frame = to_frame(sample.drop_columns([target]))
     before = frame.copy()
-    whole = call_features(build, path, frame)
+    whole = call_features(build, path, frame, target)
     if not frame.equals(before):
         raise CodeError(f"{path} changes the frame that it is given", fix="start with `frame = frame.copy()`")
     if not whole.index.equals(frame.index):
@@ -95,7 +95,7 @@ def check_features(path: str, sample: pa.Table, target: str) -> None:
         )
     # Several pieces: a median may happen to be the same in one of them.
     for piece in (slice(len(frame) // 2, None), slice(None, None, 3), slice(0, 1 + len(frame) // 10)):
-        _compare(path, call_features(build, path, before.iloc[piece].reset_index(drop=True)), whole.iloc[piece])
+        _compare(path, call_features(build, path, before.iloc[piece].reset_index(drop=True), target), whole.iloc[piece])
 
 
 def _compare(path: str, part: pd.DataFrame, whole: pd.DataFrame) -> None:
@@ -121,15 +121,22 @@ def _same(left: pd.Series[Any], right: pd.Series[Any]) -> bool:
     return bool(((left == right) | (left.isna() & right.isna())).all())
 
 
-def call_features(build: Any, path: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """Call a feature function and see that a frame comes back."""
+def call_features(build: Any, path: str, frame: pd.DataFrame, target: str | None = None) -> pd.DataFrame:
+    """Call a feature function and see that a frame comes back.
+
+    Args:
+        build: the function.
+        path: what it goes by.
+        frame: raw rows without the target.
+        target: the target's name, to be told where the function asks for it.
+    """
     try:
         result = build(frame)
     except Exception as error:
-        raise CodeError(
-            f"{path} raised {type(error).__name__}: {error}",
-            fix=f"call it on a few rows without the target, with the columns {', '.join(map(str, frame.columns[:12]))}",
-        ) from error
+        fix = f"call it on a few rows without the target, with the columns {', '.join(map(str, frame.columns[:12]))}"
+        if target and isinstance(error, (KeyError, AttributeError)) and repr(target) in str(error):
+            fix = f"leave {target!r} out: features are built without the target, which nobody knows when predicting"
+        raise CodeError(f"{path} raised {told(error)}", fix=fix) from error
     if not isinstance(result, pd.DataFrame):
         raise CodeError(f"{path} gives {type(result).__name__}", allowed="a pandas DataFrame")
     return result

@@ -34,47 +34,37 @@ def run(call: Call, params: Promote, store: Store) -> Outcome:
             f"the decision is about model {decision['model']}, and version {version} is another",
             fix="pass the decision of the gate that judged this very version",
         )
-    card = registered.tags.get(CARD_TAG)
     requests = Requests(store, registry.ref.model)
+    card = registered.tags.get(CARD_TAG)
+    info: dict[str, str | None] = {"version": version, "card_url": card}
+    run_id = registered.run_id
+    # The ledger is asked only where the gate saw this very version hold the title; else `record` reads it and decides.
     if version == decision["champion"] == registry.ledger.champion():
-        requests.settle(call.run, f"version {version} is the champion already")
-        return outcome_of(
-            call,
-            outputs={"champion": ArtifactRef(uri=ref.uri, digest=ref.digest, kind="model_version")},
-            verdict=Verdict(reasons=(f"version {version} is the champion already; nothing has changed",)),
-            info={
-                "version": version,
-                "run_id": registered.run_id,
-                "mlflow_url": registry.run_url(registered.run_id),
-                "card_url": card,
-                "unchanged": "true",
-            },
+        reason, note = f"version {version} is the champion already; nothing has changed", "is the champion already"
+        info["unchanged"] = "true"
+    else:
+        entry = registry.ledger.record(
+            "promotion",
+            version=version,
+            champion_before=decision["champion"],
+            decision=gate.digest,
+            reasons=tuple(decision["reasons"]),
+            requests=tuple(requests.claimed_by(call.run)),
+            run=call.run,
+            window=call.window.key if call.window else None,
+            card=card,
         )
-    entry = registry.ledger.record(
-        "promotion",
-        version=version,
-        champion_before=decision["champion"],
-        decision=gate.digest,
-        reasons=tuple(decision["reasons"]),
-        requests=tuple(requests.claimed_by(call.run)),
-        run=call.run,
-        window=call.window.key if call.window else None,
-        card=card,
-    )
-    registry.project()
-    requests.settle(call.run, f"version {version} was promoted")
-    run_id = registry.find_run(call) or registered.run_id
-    registry.api.log(run_id, tags={"mlops.promoted": f"{registry.ref.model} version {version}"})
-    before = f", after {entry.champion_before}" if entry.champion_before else ""
+        registry.project()
+        info["champion_before"] = entry.champion_before
+        run_id = registry.find_run(call) or run_id
+        registry.api.log(run_id, tags={"mlops.promoted": f"{registry.ref.model} version {version}"})
+        reason = f"version {version} is the champion"
+        reason += f", after {entry.champion_before}" if entry.champion_before else ""
+        note = "was promoted"
+    requests.settle(call.run, f"version {version} {note}")
     return outcome_of(
         call,
         outputs={"champion": ArtifactRef(uri=ref.uri, digest=ref.digest, kind="model_version")},
-        verdict=Verdict(reasons=(f"version {version} is the champion{before}",)),
-        info={
-            "version": version,
-            "champion_before": entry.champion_before,
-            "run_id": run_id,
-            "mlflow_url": registry.run_url(run_id),
-            "card_url": card,
-        },
+        verdict=Verdict(reasons=(reason,)),
+        info={**info, "run_id": run_id, "mlflow_url": registry.run_url(run_id)},
     )

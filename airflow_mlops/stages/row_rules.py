@@ -16,7 +16,7 @@ import pandera.pandas as pandera
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from airflow_mlops.call.code import load
+from airflow_mlops.call.code import load, told
 from airflow_mlops.errors import CodeError, SchemaError
 from airflow_mlops.spec.data_schema import CheckRule, DataSchema, RowSeverity
 from airflow_mlops.stages.tables import holds, type_of
@@ -280,7 +280,7 @@ def _function(path: str) -> Callable[[pd.DataFrame], pd.Series[bool]]:
             result = function(frame.copy(deep=False))
         except Exception as error:
             raise CodeError(
-                f"{path} raised {type(error).__name__}: {error}",
+                f"{path} raised {told(error)}",
                 fix=f"call it on a few rows with the columns {', '.join(map(str, frame.columns[:12]))}",
             ) from error
         return _judged(result, frame, path)

@@ -28,7 +28,7 @@ from sklearn.pipeline import Pipeline as SklearnPipeline
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
-from airflow_mlops.call.code import load, split_path, unpack
+from airflow_mlops.call.code import load, split_path, told, unpack
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
 from airflow_mlops.drift.summary import profile
@@ -189,7 +189,7 @@ def user_code(name: str) -> Any:
     except (MlopsError, MemoryError, ConnectionError, TimeoutError):
         raise
     except Exception as error:
-        raise CodeError(f"{name} raised {type(error).__name__}: {error}", fix=_advice(str(error))) from error
+        raise CodeError(f"{name} raised {told(error)}", fix=_advice(str(error))) from error
 
 
 def _advice(text: str) -> str:

@@ -1,7 +1,7 @@
-"""The plugin that Airflow loads: pages of its own UI.
+"""The plugin that Airflow loads: pages of its own UI, and who goes first in a pool.
 
 Every component of Airflow imports this file, and only the API server shows pages. So it imports nothing but Airflow's
-own plugin class; the pages are imported by the first request for one.
+own classes; the pages are imported by the first request for one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
+
+from airflow_mlops.ui.turn import InTurn
 
 PREFIX = "/mlops"
 
@@ -21,9 +23,10 @@ async def pages(scope: Any, receive: Any, send: Any) -> None:
 
 
 class MlopsPlugin(AirflowPlugin):
-    """What this package adds to Airflow's UI: the page MLOps, and a tab of that name on every DAG."""
+    """What this package adds to Airflow: the page MLOps, a tab of that name on every DAG, and the order in a pool."""
 
     name = "airflow_mlops"
+    priority_weight_strategies = [InTurn]  # noqa: RUF012
     fastapi_apps = [{"app": pages, "url_prefix": PREFIX, "name": "MLOps"}]  # noqa: RUF012
     # Without a slash in front, an address follows `[api] base_url`.
     external_views = [  # noqa: RUF012

@@ -23,6 +23,7 @@ def test_the_cheap_parts_end_in_a_table(tmp_path: Path) -> None:
         "parse a DAG file: heavy libraries loaded",
         "parse 1 pipeline / import airflow.sdk",
         "parse 100 pipelines / parse 1",
+        "parse for_each of 100 / parse 1",
         "airflow-mlops run, no champion yet / bare script",
         "airflow-mlops run, against a champion / bare script",
         "validate 1,000 rows x 20, 1 set aside / bare pandera, no key, no quarantine",

@@ -245,15 +245,24 @@ def test_a_path_names_anything_in_a_module(write: Write, monkeypatch: pytest.Mon
             "",
             r"'toymissing\.model:fit' cannot be imported: ModuleNotFoundError: .*'toymissing'",
         ),
-        ("toyload:fit", "import toygone\n", r"cannot be imported: ModuleNotFoundError: No module named 'toygone'"),
-        ("toyload:fit", "1 / 0\n", r"cannot be imported: ZeroDivisionError: .*try: python -c \"import toyload\" shows"),
-        ("toyload:fit", "def fit(:\n", r"'toyload:fit' cannot be imported: SyntaxError: "),
+        (
+            "toyload:fit",
+            "import os\nimport toygone\n",
+            r"No module named 'toygone' \(at .*toyload\.py:2\); try: install toygone where the stages run",
+        ),
+        (
+            "toyload:fit",
+            "1 / 0\n",
+            r"ZeroDivisionError: division by zero \(at .*toyload\.py:1\); try: correct that line$",
+        ),
+        ("toyload:fit", "x = 1\ndef fit(:\n", r"cannot be imported: SyntaxError: .* at .*toyload\.py:2; try: correct"),
         ("toyload:fit", "import sys\nsys.exit(3)\n", r"'toyload:fit' cannot be imported: SystemExit: 3"),
         (
             "toyload:built",
             "def build(): ...\ndef fit(): ...\n",
             r"'toyload' has no 'built'; allowed: build, fit; try: toyload:build$",
         ),
+        ("toyload.built", "def build(): ...\n", r"allowed: build; try: toyload\.build$"),
         ("toyload:fit", "x = 1\n", r"'toyload' has no 'fit'$"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -257,6 +258,34 @@ def test_yaml_and_python_make_equal_pipelines(file: Path) -> None:
         retrain={"triggers": ["drift", {"model": "geo"}], "cooldown": "1d"},  # type: ignore[arg-type]
     )
     assert from_yaml == from_python
+
+
+def test_a_mistake_in_python_is_told_as_one_in_yaml_is(tmp_path: Path) -> None:
+    made = """from airflow_mlops import Pipeline
+churn = Pipeline(
+    name="churn",
+    data={"source": "a.parquet", "target": "y", "tiem": "at"},
+    train={"estimator": "sklearn.dummy.DummyClassifier"},
+    retries=-1,%s
+)
+churn.dags()
+"""
+    (tmp_path / "churn.py").write_text(made % "")
+    with pytest.raises(DeclarationError) as caught:
+        runpy.run_path(str(tmp_path / "churn.py"))
+    unknown, negative = caught.value.problems
+    assert unknown.startswith(
+        f"{tmp_path}/churn.py:2: pipeline 'churn', stage 'data': unknown key 'tiem'; allowed: source"
+    )
+    assert unknown.endswith("; try: time")
+    assert negative.startswith(f"{tmp_path}/churn.py:2: pipeline 'churn': retries is -1: ")
+
+    right = made.replace(', "tiem": "at"', "").replace("    retries=-1,", "    evaluate={'metrics': ['rocauc']},")
+    (tmp_path / "churn.py").write_text(right % "")
+    with pytest.raises(
+        DeclarationError, match=r"churn.py:7: .*stage 'evaluate': there is no metric 'rocauc'.*try: roc_auc"
+    ):
+        runpy.run_path(str(tmp_path / "churn.py"))
 
 
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(file: Path) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from airflow_mlops.call import Call, Outcome
 from airflow_mlops.call.dispatch import STAGES
 from airflow_mlops.call.wire import Wire
+from airflow_mlops.errors import DeclarationError
 from airflow_mlops.spec import DataSchema, Pipeline
 from airflow_mlops.spec.base import Section, field_docs
 from airflow_mlops.spec.metrics import DEFAULT_METRICS, METRICS, TASKS, metrics_of
@@ -116,7 +117,7 @@ def test_one_name_stands_for_a_list_of_one() -> None:
     ids=str,
 )
 def test_what_has_no_meaning_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(DeclarationError):
         pipeline(**wrong)
 
 

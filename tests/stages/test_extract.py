@@ -116,8 +116,20 @@ def test_a_missing_window_names_those_there_are(tmp_path: Path) -> None:
         take(tmp_path, month="2024-05")
     assert "2024-05.parquet for the window 2024-05" in str(caught.value)
     assert "allowed: 2024-01 to 2024-03" in str(caught.value)
-    with pytest.raises(DataNotFoundError, match="window 2023-12"):
+
+
+def test_a_window_without_those_before_it_says_what_it_reads_and_which_one_could(tmp_path: Path) -> None:
+    toy.months(tmp_path)
+    with pytest.raises(DataNotFoundError) as caught:
         take(tmp_path, month="2024-01", last=2)
+    said = str(caught.value).replace(str(tmp_path), "")
+    assert said.endswith(
+        "2023-12.parquet for the window 2023-12: a run about 2024-01 reads 2 windows, 2023-12 to 2024-01; "
+        "allowed: 2024-02 to 2024-03; "
+        "try: give the run a window with 1 before it, or declare fewer (windows: {last: N})"
+    )
+    with pytest.raises(DataNotFoundError, match="allowed: none yet: there are 2024-01 to 2024-03"):
+        take(tmp_path, month="2024-03", last=4)
 
 
 def test_a_source_that_has_nothing_says_so(tmp_path: Path) -> None:
