@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,6 +60,13 @@ def test_links_between_pages_lead_somewhere() -> None:
         if not to.exists() or (anchor and anchor not in {head.lower().replace(" ", "-") for head in heads}):
             lost.append(f"{page}: {target}")
     assert lost == []
+
+
+def test_the_example_of_single_operators_is_a_dag(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", HOWTO[DOCS / "howto" / "operators.md"], re.DOTALL)
+    (tmp_path / "team.py").write_text(code)
+    found = runpy.run_path(str(tmp_path / "team.py"))
+    assert found["gate"].dag.dag_id == "churn" and len(found["gate"].dag.tasks) == 7
 
 
 def test_every_operator_and_sensor_runs_in_a_real_dag(airflow: Airflow) -> None:

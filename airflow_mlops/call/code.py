@@ -218,6 +218,7 @@ def _remedy(error: BaseException, module: str) -> str:
     missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else None
     if missing is None:
         return "correct that line" if _place(error) else f"correct {module}"
+    install = f"install {missing.split('.')[0]} where the stages run"
     if missing == module or module.startswith(f"{missing}."):
-        return f"correct the name, or put {missing.replace('.', '/')}.py beside the declaration"
-    return f"install {missing.split('.')[0]} where the stages run, or correct the import"
+        return f"correct the name, {install}, or put {module.replace('.', '/')}.py beside the declaration"
+    return f"{install}, or correct the import"

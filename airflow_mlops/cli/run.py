@@ -99,22 +99,23 @@ def check(declaration: Declaration, store: Store) -> None:
         DeclarationError: with one line for every mistake.
     """
     problems = problems_of(declaration)
-    if not problems:
-        try:
-            code = code_of(declaration, store)
-        except CodeError:
-            problems = lint_one(declaration)
-            if not problems:
-                raise
-        else:
-            seen = digest_of([code.digest if code else None, dump_pipeline(declaration.pipeline)])[7:39]
-            if store.read_json("linted", f"{seen}.json") is not None:
-                return
-            problems = lint_one(declaration)
-            if not problems:
-                store.create_json({"pipeline": declaration.pipeline.name}, "linted", f"{seen}.json")
     if problems:
         raise DeclarationError(problems)
+    runtime = declaration.pipeline.runtime
+    if runtime and (runtime.python or runtime.requirements):
+        return  # what is right there may be wrong here: other libraries, another Python
+    try:
+        code = code_of(declaration, store)
+    except CodeError as error:
+        # The same with file and line, and with whatever else is wrong.
+        raise DeclarationError(lint_one(declaration) or [str(error)]) from None
+    record = f"{digest_of([code.digest if code else None, dump_pipeline(declaration.pipeline)])[7:39]}.json"
+    if store.read_json("linted", record) is not None:
+        return
+    problems = lint_one(declaration)
+    if problems:
+        raise DeclarationError(problems)
+    store.create_json({"pipeline": declaration.pipeline.name}, "linted", record)
 
 
 def registry_answers(registry: RegistryRef) -> None:

@@ -33,7 +33,11 @@ def folder(tmp_path: Path) -> Path:
         ({"prepare": {"features": "team.features:buidl"}}, FEATURES, "try: team.features:build"),
         ({"train": {"estimator": "sklearn.dummy.DumyClassifier"}}, FEATURES, "try: sklearn.dummy.DummyClassifier"),
         ({"train": {"params": {"c": 1}}}, FEATURES, "sklearn.linear_model.LogisticRegression has no parameter 'c'"),
-        ({"prepare": {"features": "taem.features:build"}}, FEATURES, "No module named 'taem'; try: correct the name"),
+        (
+            {"prepare": {"features": "taem.features:build"}},
+            FEATURES,
+            "No module named 'taem'; try: correct the name, install taem",
+        ),
         ({}, "import os\nimport nowhere_to_be_found\n", "(at team/features.py:2); try: install nowhere_to_be_found"),
         ({}, "def build(rows):\n    return rows[\n", "SyntaxError: '[' was never closed at team/features.py:2"),
     ],
