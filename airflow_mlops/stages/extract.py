@@ -73,7 +73,7 @@ def _from_files(
     # Files that hold many windows are read once for all of them.
     parts = [(each,) for each in windows] if "{window}" in source else [windows]
     for part in parts:
-        files = _files(params, source, part)
+        files = _files(params, source, part, windows)
         content = files_fingerprint(source, files)[7:39]
         key = f"{part[0].key}_{part[-1].key}" if len(part) > 1 else part[0].key if part else "all"
         ref = kept.by_content(key, content)
@@ -146,7 +146,8 @@ def _write(inputs: Sequence[Input], params: Extract, windows: tuple[Window, ...]
     return write_tables(tables, schema, store)
 
 
-def _files(params: Extract, source: str, windows: tuple[Window, ...]) -> list[str]:
+def _files(params: Extract, source: str, part: tuple[Window, ...], windows: tuple[Window, ...]) -> list[str]:
+    """The files of one part of a run's windows."""
     if "{window}" not in source:
         files = files_of(source, None)
         if not files:
@@ -155,7 +156,7 @@ def _files(params: Extract, source: str, windows: tuple[Window, ...]) -> list[st
             )
         return files
     files = []
-    for each in windows:
+    for each in part:
         found = files_of(source, each)
         if not found:
             raise _missing(params, source, windows, each)

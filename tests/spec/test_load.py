@@ -283,7 +283,7 @@ churn.dags()
     right = made.replace(', "tiem": "at"', "").replace("    retries=-1,", "    evaluate={'metrics': ['rocauc']},")
     (tmp_path / "churn.py").write_text(right % "")
     with pytest.raises(
-        DeclarationError, match=r"churn.py:7: .*stage 'evaluate': there is no metric 'rocauc'.*try: roc_auc"
+        DeclarationError, match=r"churn.py:8: .*stage 'evaluate': there is no metric 'rocauc'.*try: roc_auc"
     ):
         runpy.run_path(str(tmp_path / "churn.py"))
 
