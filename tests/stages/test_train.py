@@ -270,7 +270,7 @@ def untrainable(world: World, said: str, error: type[MlopsError], table: pa.Tabl
     [
         ({"model_params": {"c": 1}}, r"LogisticRegression has no parameter 'c'; allowed: .*max_iter"),
         ({"model_params": {"C": -1}}, "LogisticRegression raised InvalidParameterError.*'C'"),
-        ({"estimator": "sklearn.linear_model.LogisticRegresion"}, "try: sklearn.linear_model:LogisticRegression"),
+        ({"estimator": "sklearn.linear_model.LogisticRegresion"}, "try: sklearn.linear_model.LogisticRegression"),
         ({"estimator": "sklearn.nothing.Here"}, "cannot be imported: ModuleNotFoundError"),
         ({"estimator": "sklearn.base.clone"}, "is no estimator class"),
         ({"features": "faulty.features:build", "function": "faulty.features:nothing"}, "gives str; allowed: a fitted"),
