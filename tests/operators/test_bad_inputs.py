@@ -184,7 +184,7 @@ def test_rows_that_the_champion_cannot_take_leave_the_old_partition(
 
 
 BAD_CODE = {
-    "no such class": ({"estimator": "sklearn.linear_model.LogisticRegresion"}, "try: sklearn.linear_model:LogisticR"),
+    "no such class": ({"estimator": "sklearn.linear_model.LogisticRegresion"}, "try: sklearn.linear_model.LogisticR"),
     "no such module": ({"estimator": "sklearn.nowhere.Model"}, "No module named 'sklearn.nowhere'"),
     "no such argument": ({"estimator": toy.ESTIMATOR, "params": {"depth": 3}}, "has no parameter 'depth'; allowed: "),
     "raises": ({"function": "shop.features:fit"}, "shop.features:fit raised ZeroDivisionError"),
