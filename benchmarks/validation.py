@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from airflow_mlops.call import Store
 from benchmarks.cost import MIB, compiled, python
 from benchmarks.table import Row, Table
 
 ROWS = 10_000_000
 NUMBERS, TEXTS = 14, 3
 MOST_MIB = 500
+CHAMPION_ROWS = 100_000
 _GROUP = 65_536
 _NUMBERS = [f"n{each:02d}" for each in range(NUMBERS)]
 _LEVELS = [f"level-{code:02d}" for code in range(12)]
@@ -32,6 +35,7 @@ SCHEMA = {
     "checks": [{"left": "n00", "op": "<=", "right": "n01", "on_violation": "warn"}],
     "quarantine": {"max_share": 0.01},
 }
+WITH_CHAMPION = {"skew": {}, "volume": {"max_ratio": None}}
 OURS = """
 import sys
 from pathlib import Path
@@ -41,6 +45,26 @@ from benchmarks.validation import SCHEMA
 rules = DataSchema.model_validate(SCHEMA)
 result = validate(Path(sys.argv[1]), rules, target="y", time="at", bad=Path(sys.argv[1] + ".bad.parquet"))
 print(result.rows - result.kept)
+"""
+CHAMPION = """\
+apiVersion: airflow-mlops/v1
+name: champion
+data: {source: champion.parquet, target: y, key: [id], drop: [at]}
+train: {estimator: sklearn.linear_model.LogisticRegression}
+evaluate: {plots: false, importance_rows: 0}
+"""
+STAGE = """
+import sys
+from airflow_mlops.call import ArtifactRef, Call, RegistryRef
+from airflow_mlops.call.dispatch import run
+from benchmarks.validation import SCHEMA, WITH_CHAMPION
+store, uri, data = sys.argv[1:]
+registry = RegistryRef(uri=uri, model="champion", experiment="champion")
+params = {"schema": {**SCHEMA, **WITH_CHAMPION}, "target": "y", "time": "at"}
+inputs = {"data": ArtifactRef.model_validate_json(data)}
+call = Call(pipeline="champion", stage="validate_data", run="benchmark", inputs=inputs, params=params, store=store,
+            registry=registry)
+print(int(run(call).metrics["quarantined"]))
 """
 PEER = """
 import sys
@@ -78,6 +102,26 @@ def measure(table: Table, home: Path, rows: int) -> None:
     table.ratio(f"{what} / bare pandera, no key, no quarantine", ours.cpu, peer.cpu, None)
     peak = ours.rss / MIB
     table.add(Row(what, f"{peak:.0f} MiB", f"{peer.rss / MIB:.0f} MiB", "", f"< {MOST_MIB} MiB", peak < MOST_MIB))
+    measure_stage(table, home, rows, file)
+
+
+def measure_stage(table: Table, home: Path, rows: int, file: Path) -> None:
+    """The whole stage: the rows also against a champion, and those that go on written anew."""
+    (home / "champion.yaml").write_text(CHAMPION)
+    write(home / "champion.parquet", min(rows, CHAMPION_ROWS))
+    environment = compiled(home / "cache", PYTHONPATH=str(Path(__file__).parents[1]))
+    store, uri = str(home / "store"), f"sqlite:///{home}/mlflow.db"
+    where = ("--store", store, "--registry", uri)
+    python("-m", "airflow_mlops", "run", "champion.yaml", *where, environment=environment, cwd=home)
+    kept = Store(store)
+    with kept.scratch(".parquet") as copy:
+        copy.unlink()
+        os.link(file, copy)
+        data = kept.put_file(copy, "dataset", rows=rows)
+    cost, _ = python("-c", STAGE, store, uri, data.model_dump_json(), environment=environment, cwd=home)
+    peak = cost.rss / MIB
+    what = f"the same as a stage, with skew and volume, the good rows written anew ({cost.cpu:.0f} CPU s)"
+    table.add(Row(what, f"{peak:.0f} MiB", "", "", f"< {MOST_MIB} MiB", peak < MOST_MIB))
 
 
 def write(file: Path, rows: int) -> None:

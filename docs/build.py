@@ -19,7 +19,8 @@ from types import ModuleType
 from typing import Any
 
 from airflow_mlops.cli.main import parser_of_commands
-from airflow_mlops.spec.base import format_duration
+from airflow_mlops.spec.base import format_duration, json_schema
+from airflow_mlops.spec.data_schema import DataSchema
 from airflow_mlops.spec.fleet import declaration_schema
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -30,10 +31,18 @@ _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusi
 
 def declaration() -> str:
     """The page of the declaration: every key, its type, default and meaning."""
-    schema = declaration_schema()
+    return _page_of("The declaration", declaration_schema())
+
+
+def data_schema() -> str:
+    """The page of the data schema: every key, its type, default and meaning."""
+    return _page_of("The data schema", json_schema(DataSchema))
+
+
+def _page_of(title: str, schema: dict[str, Any]) -> str:
     parts = [
         MADE,
-        "# The declaration\n",
+        f"# {title}\n",
         _prose(schema["description"]),
         "An unknown key is an error. Durations are written `90s`, `15m`, `24h`, `14d` or `1d 12h`.\n",
         *_sections(schema, schema["$defs"], ""),
@@ -204,6 +213,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "cli.md": commands,
     "declaration.md": declaration,
     "operators.md": operators,
+    "schema.md": data_schema,
 }
 
 

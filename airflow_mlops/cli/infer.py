@@ -13,15 +13,21 @@ from airflow_mlops.spec import dump_schema, load_pipeline, train_plan
 from airflow_mlops.spec.stages import Extract
 from airflow_mlops.spec.window import parse_key
 
+_HEAD = """\
+# Proposed by `airflow-mlops schema infer` from {rows:,} rows{where}: review every line, for other rows follow.
+# A range is a rule that somebody knows, so what was seen is only told beside the column: min and max are yours to say.
+# There is more to say than columns: min_rows, checks, volume, skew, quarantine (docs/reference/schema.md).
+"""
+
 
 def infer(source: str, window: str | None) -> str:
     """The YAML of a schema proposed from a data file, or from a window of a pipeline's source."""
     if source.endswith((".yaml", ".yml")):
         pipeline = load_pipeline(source)
-        node, key = train_plan(pipeline)[0], pipeline.data.key
+        node, key, target = train_plan(pipeline)[0], pipeline.data.key, pipeline.data.target
         params: Extract = node.params.model_copy(update={"last": 1}).resolved(os.path.dirname(os.path.abspath(source)))  # type: ignore[assignment]
     else:
-        params, key = Extract(source=source), ()
+        params, key, target = Extract(source=source), (), None
     chosen = parse_key(params.grain, window) if window else None
     if chosen is None and isinstance(params.source, str) and "{window}" in params.source:
         there = windows_of(params.source, params.grain)
@@ -32,5 +38,6 @@ def infer(source: str, window: str | None) -> str:
         store = Store(folder)
         data = stage_module("extract").extract(params, chosen, store)
         table = stage_module("tables").read_table(data, store)
-        schema = stage_module("infer_schema").infer(table, key=key, time=params.time, window=chosen)
-        return dump_schema(schema)
+        proposal = stage_module("infer_schema").infer(table, key=key, time=params.time, target=target, window=chosen)
+        head = _HEAD.format(rows=table.num_rows, where=f" of {chosen.key}" if chosen else "")
+        return head + dump_schema(proposal.schema, proposal.hints)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Iterator
@@ -10,9 +11,10 @@ from contextlib import contextmanager
 
 from airflow_mlops.call.code import load
 from airflow_mlops.errors import CodeError, DeclarationError
-from airflow_mlops.spec.data_schema import load_schema
+from airflow_mlops.spec.data_schema import read_schema
 from airflow_mlops.spec.fleet import folded
-from airflow_mlops.spec.load import Declaration, load_declarations
+from airflow_mlops.spec.load import Declaration, describe, load_declarations
+from airflow_mlops.spec.schema_wiring import check_columns
 from airflow_mlops.spec.stages import resolve
 from airflow_mlops.spec.wiring import check_all, problems_of
 
@@ -98,29 +100,45 @@ def _family(kind: object, name: str) -> tuple[str | None, str | None]:
 
 
 def _check_schema(declaration: Declaration) -> list[str]:
+    """Hold the schema's file against itself, against the code that it names, and the declaration against it."""
     file = declaration.pipeline.data.schema_file
     if file is None:
         return []
     try:
-        schema = load_schema(resolve(declaration.base, file))
+        schema, document = read_schema(resolve(declaration.base, file))
     except DeclarationError as error:
         return [declaration.problem(("data", "schema"), problem) for problem in error.problems]
-    problems = []
+    problems = [
+        declaration.problem(each.path, each.what, allowed=each.allowed, fix=each.fix)
+        for each in check_columns(declaration.pipeline, schema)
+    ]
     with _beside(declaration.base):
-        for check in schema.checks:
-            if check.function is None:
-                continue
-            try:
-                found = load(check.function)
-            except CodeError as error:
-                problems.append(
-                    declaration.problem(("data", "schema"), error.what, allowed=error.allowed, fix=error.fix)
-                )
-                continue
-            if not callable(found):
-                what = f"{check.function!r} is {type(found).__name__}"
-                problems.append(declaration.problem(("data", "schema"), what, allowed="a function"))
+        for index, check in enumerate(schema.checks):
+            if wrong := _check_function(check.function) if check.function else None:
+                what, more = wrong
+                told = describe(document, None, ("checks", index, "function"), what, **more)
+                problems.append(declaration.problem(("data", "schema"), told))
     return problems
+
+
+def _check_function(name: str) -> tuple[str, dict[str, str | None]] | None:
+    """What is wrong with the function of a check, and what is allowed."""
+    try:
+        found = load(name)
+    except CodeError as error:
+        return error.what, {"allowed": error.allowed, "fix": error.fix}
+    allowed = "a function that takes a frame and gives a boolean Series"
+    if not callable(found):
+        return f"{name!r} is {type(found).__name__}", {"allowed": allowed}
+    try:
+        signature = inspect.signature(found)
+    except ValueError:  # some of those written in C have none
+        return None
+    try:
+        signature.bind("the frame")
+    except TypeError:
+        return f"{name}{signature} cannot be called with a frame alone", {"allowed": allowed}
+    return None
 
 
 def _check_runtime(declaration: Declaration) -> list[str]:

@@ -88,7 +88,11 @@ class MlflowApi(Protocol):
         """What a run has logged."""
 
     def log_text(self, run_id: str, name: str, text: str) -> None:
-        """Log a text as an artifact of a run, over what was there."""
+        """Log a text as an artifact of a run, over what was there.
+
+        Raises:
+            RegistryError: when the name is none that every server of MLflow takes and gives back.
+        """
 
     def create_model(self, name: str) -> None:
         """Make the registered model; nothing happens when it is there."""
@@ -315,6 +319,7 @@ class _Rest:
     def log_text(self, run_id: str, name: str, text: str) -> None:
         from urllib.parse import quote
 
+        _require_plain(name)
         folder = self.logged(run_id).artifacts
         if not folder.startswith(f"{_SERVED}/"):
             # Artifacts that the server does not serve itself need MLflow's client and its file systems.
@@ -496,6 +501,7 @@ class _Client:
         return Logged(dict(data.params), dict(data.tags), dict(data.metrics), str(found.info.artifact_uri))
 
     def log_text(self, run_id: str, name: str, text: str) -> None:
+        _require_plain(name)
         try:
             self._ask("log_text", run_id, text, name)
         except OSError as error:
@@ -538,6 +544,15 @@ class _Client:
             self._ask("delete_registered_model_alias", model, alias, accept=("RESOURCE_DOES_NOT_EXIST",))
         else:
             self._ask("set_registered_model_alias", model, alias, version)
+
+
+def _require_plain(name: str) -> None:
+    """Refuse what MLflow's server refuses as a path, and what it would decode to another one."""
+    parts = name.split("/")
+    if any(mark in name for mark in "#?%\\") or not name.isprintable() or {"", ".", ".."} & set(parts):
+        raise RegistryError(
+            f"an artifact cannot be named {name!r}", allowed=r"FOLDER/FILE, relative and without # ? % \ in it"
+        )
 
 
 def _client_version(value: Any) -> Version:

@@ -6,7 +6,7 @@ With ``quarantine`` declared, rows that break a rule about single rows are set a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from airflow_mlops.errors import DeclarationError
 from airflow_mlops.spec.base import Callable, Duration, Names, Section
-from airflow_mlops.spec.load import SEVERAL, read_documents, to_yaml, validate
+from airflow_mlops.spec.load import SEVERAL, Document, read_documents, to_yaml, validate
 from airflow_mlops.spec.pipeline import DataDrift
 
 ColumnType = Literal["integer", "number", "boolean", "string", "timestamp", "date"]
@@ -33,9 +33,9 @@ class Column(Section):
     max_null_fraction: float = Field(1.0, ge=0, le=1)
     """The largest share of nulls, NaN among them. Breaking it stops the run; ``0`` forbids them, and then the rows that
     have one can be set aside."""
-    min: float | None = None
+    min: int | float | None = None
     """The least value."""
-    max: float | None = None
+    max: int | float | None = None
     """The greatest value."""
     categories: tuple[str | int | bool, ...] | None = None
     """The values there may be."""
@@ -61,7 +61,8 @@ class CheckRule(Section):
     """The column on the right, of the same kind: two numbers, two times, two texts."""
     function: Callable | None = None
     """``frame -> boolean Series``, true where a row is as it should be. It is called on pieces of the rows, so a row's
-    answer must depend on that row alone. Integers and booleans come in pandas' nullable types, dates as timestamps."""
+    answer must depend on that row alone. Integers and booleans come in pandas' nullable types, dates as timestamps. It
+    runs in the worker, with the worker's libraries, also where the pipeline has a ``runtime``."""
     name: str | None = None
     """What the rule is called. Default: the comparison, or the function."""
     on_violation: RowSeverity | None = None
@@ -132,7 +133,11 @@ class Skew(DataDrift):
 
 
 class DataSchema(Section):
-    """The schema of a pipeline's rows, kept beside the declaration and reviewed like code."""
+    """The schema of a pipeline's rows, kept beside the declaration and reviewed like code.
+
+    A missing column, another type, too many nulls, too few rows and a repeated key stop the run. Ranges, categories and
+    checks of single rows warn, and with a quarantine the rows that break them are set aside.
+    """
 
     api_version: Literal["airflow-mlops/schema/v1"] = Field("airflow-mlops/schema/v1", alias="apiVersion")
     """The version of this format."""
@@ -221,14 +226,23 @@ def load_schema(file: str | Path) -> DataSchema:
     Raises:
         DeclarationError: with one line for every mistake.
     """
+    return read_schema(file)[0]
+
+
+def read_schema(file: str | Path) -> tuple[DataSchema, Document]:
+    """Read a schema file, and the document that knows the line of everything in it.
+
+    Raises:
+        DeclarationError: with one line for every mistake.
+    """
     documents = read_documents(file)
     if len(documents) != 1:
         raise DeclarationError([f"{file}: holds {len(documents)} YAML documents; allowed: one schema"])
-    return validate(DataSchema, documents[0])
+    return validate(DataSchema, documents[0]), documents[0]
 
 
-def dump_schema(schema: DataSchema) -> str:
-    """Write a schema as YAML, a line for a column."""
+def dump_schema(schema: DataSchema, hints: Mapping[str, str] | None = None) -> str:
+    """Write a schema as YAML, a line for a column; ``hints`` become comments beside the columns."""
     body = schema.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     columns = body.pop("columns")
     lines = ["apiVersion: airflow-mlops/schema/v1"]
@@ -236,7 +250,8 @@ def dump_schema(schema: DataSchema) -> str:
         lines.append(to_yaml(body).strip())
     lines.append("columns:" if columns else "columns: {}")
     for name, column in columns.items():
-        lines.append(f"  {_on_one_line(name)}: {_on_one_line(column)}")
+        hint = f"  # {hints[name]}" if hints and name in hints else ""
+        lines.append(f"  {_on_one_line(name)}: {_on_one_line(column)}{hint}")
     return "\n".join(lines) + "\n"
 
 

@@ -175,6 +175,10 @@ def _conninfo(connection: Connection) -> str:
     """The connection in libpq's own form, where no character of a password means anything."""
     words: dict[str, Any] = {
         "connect_timeout": 30,
+        # A peer that is gone without a word is noticed within two minutes, and not after the system's two hours.
+        "keepalives_idle": 60,
+        "keepalives_interval": 10,
+        "keepalives_count": 6,
         "application_name": "airflow-mlops",
         **{key: value for key, value in connection.extra.items() if key in _LIBPQ},
         "host": connection.host,
@@ -183,7 +187,11 @@ def _conninfo(connection: Connection) -> str:
         "password": connection.password,
         "dbname": connection.schema,
     }
-    written = {key: str(value).replace("\\", "\\\\").replace("'", "\\'") for key, value in words.items() if value}
+    written = {
+        key: str(value).replace("\\", "\\\\").replace("'", "\\'")
+        for key, value in words.items()
+        if value not in (None, "")
+    }
     return " ".join(f"{key}='{value}'" for key, value in written.items())
 
 

@@ -5,32 +5,31 @@ Of the rows that break a rule the page shows a few values of the columns the rul
 
 from __future__ import annotations
 
-import html
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.call.wire import Call
 from airflow_mlops.spec.data_schema import DataSchema
+from airflow_mlops.stages.document import Badge, Block, Document, Section, Table, Text
+from airflow_mlops.stages.document import as_html as rendered
 
 if TYPE_CHECKING:
     from airflow_mlops.stages.validate_data import Result
 
-_WORDS = {
-    "ok": "holds",
-    "warn": "broken: warns",
-    "quarantine": "broken: rows set aside",
-    "stop": "broken: stops the run",
-    "not_judged": "not judged",
-}
 _ORDER = ("stop", "quarantine", "warn", "not_judged", "ok")
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1f2937;
-  background: #fff }
-table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .35rem .6rem; vertical-align: top;
-  border-bottom: 1px solid #e5e7eb } td.n { text-align: right; font-variant-numeric: tabular-nums }
-code { background: #f3f4f6; padding: 0 .25rem; border-radius: 3px; overflow-wrap: anywhere }
-.stop { color: #b91c1c } .quarantine { color: #b45309 } .warn { color: #a16207 } .ok { color: #15803d }
-.not_judged { color: #6b7280 }
-"""
+_TITLES = {
+    "stop": "What stops the run",
+    "quarantine": "What sets rows aside",
+    "warn": "What warns",
+    "not_judged": "What was not judged",
+    "ok": "Rules that hold",
+}
+_BADGES = {
+    "stop": Badge("stops the run", False),
+    "quarantine": Badge("rows set aside", False),
+    "warn": Badge("warns", None),
+    "ok": Badge("good", True),
+}
 
 
 def as_json(result: Result, schema: DataSchema | None) -> dict[str, Any]:
@@ -55,44 +54,54 @@ def as_json(result: Result, schema: DataSchema | None) -> dict[str, Any]:
 def as_html(report: dict[str, Any], call: Call) -> str:
     """The report as a page that runs no script and loads nothing."""
     window = f", window {call.window.key}" if call.window else ""
-    rules = sorted(report["rules"], key=lambda rule: _ORDER.index(rule["verdict"]))
-    broken = [rule for rule in rules if rule["verdict"] != "ok"]
-    verdict = _WORDS[report["verdict"]] if report["verdict"] != "ok" else "every rule holds"
-    lines = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        f"<title>Validation of {_text(call.pipeline)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>Validation of {_text(call.pipeline)}{_text(window)}</h1>",
-        f'<p>Verdict: <strong class="{report["verdict"]}">{verdict}</strong>. {report["rows"]:,} rows were read, '
-        f"{report['quarantined']:,} set aside; {report['kept']:,} are held against the rules for all rows. "
-        f"{len(rules)} rules were looked at, {len(broken)} of them have something to say.</p>",
-    ]
+    rules = [(word, [rule for rule in report["rules"] if rule["verdict"] == word]) for word in _ORDER]
+    found = [Section(f"{_TITLES[word]} ({len(those):,})", [_table(word, those)]) for word, those in rules if those]
+    # What is broken comes first; the columns stand before the long list of rules that hold.
+    place = len(found) - bool(rules[-1][1])
+    found.insert(place, Section(f"Columns ({len(report['columns']):,})", [_columns(report)]))
+    return rendered(Document(f"Validation of {call.pipeline}{window}", list(_lead(report)), found))
+
+
+def _lead(report: dict[str, Any]) -> Iterator[Block]:
+    broken = sum(rule["verdict"] not in ("ok", "not_judged") for rule in report["rules"])
+    aside = f"{report['quarantined']:,} are set aside, and " if report["quarantined"] else ""
+    goes_on = "none goes on" if report["verdict"] == "stop" else f"{report['kept']:,} go on"
+    yield _BADGES[report["verdict"]]._replace(
+        sentence=f"{report['rows']:,} rows were read; {aside}{goes_on}. "
+        f"{broken:,} of {len(report['rules']):,} rules {'is' if broken == 1 else 'are'} broken."
+    )
     if not report["schema"]:
-        lines.append(
-            "<p>No schema is declared: only the target, the time column and infinite values are looked at.</p>"
-        )
-    lines += ["<h2>Rules</h2>", "<table>", "<tr><th>Rule<th>Verdict<th>Rows<th>What was found<th>Examples</tr>"]
-    for rule in rules:
-        count = "" if rule["broken"] is None else f"{rule['broken']:,}"
-        lines.append(
-            f'<tr><td>{_text(rule["rule"])}<td class="{rule["verdict"]}">{_WORDS[rule["verdict"]]}'
-            f'<td class="n">{count}<td>{_text(rule["said"])}<td>{_examples(rule)}</tr>'
-        )
-    lines += ["</table>", "<h2>Columns</h2>", "<table>", "<tr><th>Column<th>Type<th>Nulls<th>Values</tr>"]
-    for name, facts in report["columns"].items():
-        values = ", ".join(f"{key} {value}" for key, value in facts.items() if key not in ("type", "nulls"))
-        lines.append(
-            f'<tr><td>{_text(name)}<td>{_text(facts["type"])}<td class="n">{facts["nulls"]:,}<td>{_text(values)}</tr>'
-        )
-    lines += ["</table>", "</body></html>", ""]
-    return "\n".join(lines)
+        yield Text("No schema is declared: only the target, the time column and infinite values are looked at.")
+
+
+def _table(word: str, rules: list[dict[str, Any]]) -> Table:
+    if word == "ok":
+        return Table(("Rule", "What was found"), [(rule["rule"], rule["said"]) for rule in rules], words=2)
+    rows = [
+        (rule["rule"], rule["said"], _examples(rule), "" if rule["broken"] is None else f"{rule['broken']:,}")
+        for rule in rules
+    ]
+    return Table(("Rule", "What was found", "Such as", "Rows"), rows, words=3)
 
 
 def _examples(rule: dict[str, Any]) -> str:
-    shown = [f"<code>{_text(value)}</code>" for value in rule["examples"]]
-    rows = ", ".join(map(str, rule["rows"]))
-    return " ".join(shown) + (f" (row {rows})" if rows else "")
+    """A few values that broke a rule, each with the number of its row in the data that was checked."""
+    pairs = zip(rule["examples"] or ("",) * len(rule["rows"]), rule["rows"], strict=True)
+    return "; ".join(f"{value} (row {row:,})".strip() for value, row in pairs)
 
 
-def _text(value: Any) -> str:
-    return html.escape(str(value))
+def _columns(report: dict[str, Any]) -> Table:
+    kept = max(1, report["kept"])
+    rows = []
+    for name, facts in report["columns"].items():
+        values = f"{_shown(facts['min'])} to {_shown(facts['max'])}" if facts.get("min") is not None else ""
+        if "distinct" in facts:
+            values = f"{_shown(facts['distinct'])} different"
+        if facts.get("infinite"):
+            values += f", {facts['infinite']:,} infinite"
+        rows.append((name, facts["type"], values, f"{facts['nulls']:,}", f"{facts['nulls'] / kept:.1%}"))
+    return Table(("Column", "type", "values", "nulls", "of the rows"), rows, words=3)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -12,6 +12,7 @@ from airflow.api_fastapi.auth.managers.models.resource_details import DagDetails
 from airflow.api_fastapi.core_api.security import GetUserDep
 from airflow.models.dag import DagModel
 from fastapi import FastAPI, HTTPException, Path, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException as AnyHTTPException
@@ -66,6 +67,11 @@ def _page(request: Request, template: str, status: int = 200, **values: Any) -> 
 def _refused(request: Request, error: AnyHTTPException) -> HTMLResponse:
     title, text = _PROBLEMS.get(error.status_code, ("This did not work", str(error.detail)))
     return _page(request, "message.html", error.status_code, title=title, text=text)
+
+
+@app.exception_handler(RequestValidationError)
+def _misspelt(request: Request, error: RequestValidationError) -> HTMLResponse:
+    return _refused(request, AnyHTTPException(404))
 
 
 def _told(error: Exception) -> str:
@@ -140,17 +146,25 @@ def show_dag(request: Request, user: GetUserDep, dag_id: str, page: int = 1) -> 
 
 @app.get("/dags/{dag_id}/validations/{identity}")
 def show_validation(
-    user: GetUserDep, dag_id: str, identity: Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
+    request: Request, user: GetUserDep, dag_id: str, identity: Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 ) -> HTMLResponse:
     """What a validation in a run of a DAG has found.
 
     Raises:
-        HTTPException: when there is none, or the user may not read the DAG.
+        HTTPException: when the user may not read the DAG.
     """
+    if not _may_read({dag_id}, user):
+        raise HTTPException(404)
     store = Store(store_root())
     found = store.read_json(VALIDATIONS, f"{identity}.json")
-    if found is None or found["run"].split("/")[0] != dag_id or not _may_read({dag_id}, user):
-        raise HTTPException(404)
+    if found is None or found["run"].split("/")[0] != dag_id:
+        return _page(
+            request,
+            "message.html",
+            404,
+            title="No validation report",
+            text="The task has not come so far, or its report was removed from the store. Its log says more.",
+        )
     text = store.fetch(ArtifactRef.model_validate(found["page"])).read_text(encoding="utf-8")
     # The page brings its own style, and nothing else may run or load.
     policy = (

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import threading
 import uuid
 from datetime import UTC, datetime
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import get_args
+from typing import Any, ClassVar, get_args
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -166,3 +171,61 @@ def test_a_fingerprint_is_of_content_and_not_of_places(root: str) -> None:
 def test_a_fingerprint_knows_partitions(root: str) -> None:
     put(root, "f/month=2013-01/x.parquet", "g/month=2013-02/x.parquet", "h/month=2013-01/y.parquet")
     assert fingerprint(root + "/f", []) == fingerprint(root + "/h", []) != fingerprint(root + "/g", [])
+
+
+class Tagged(MemoryFileSystem):
+    """An object store that knows what its objects hold, and of which nothing need be read to tell."""
+
+    protocol = "tagged"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    key = "ETag"
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        found: dict[str, Any] = super().info(path, **options)
+        if found["type"] == "file":
+            found[self.key] = hashlib.md5(self.cat_file(path), usedforsecurity=False).hexdigest()
+        return found
+
+    def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        assert "w" in mode, "a fingerprint reads no object"
+        return super().open(path, mode, **options)
+
+    def cat_file(self, path: str, *_: Any, **__: Any) -> bytes:
+        return bytes(self.store[self._strip_protocol(path)].getvalue())
+
+
+@pytest.mark.parametrize("key", ["md5Hash", "ETag", "etag"])
+def test_an_object_store_s_own_word_for_content_is_taken(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    fsspec.register_implementation("tagged", Tagged, clobber=True)
+    monkeypatch.setattr(Tagged, "key", key)
+    root = f"tagged://{uuid.uuid4().hex}"
+    put(root, "a/2013-01.csv", "b/2013-01.csv")
+    january = [month("2013-01")]
+    one = fingerprint(root + "/a/{window}.csv", january)
+    assert one == fingerprint(root + "/b/{window}.csv", january)
+    with fsspec.open(f"{root}/a/2013-01.csv", "wb") as file:
+        file.write(b"y")
+    assert fingerprint(root + "/a/{window}.csv", january) != one
+
+
+def test_a_web_server_s_etag_is_not_taken_for_content(tmp_path: Path) -> None:
+    class Server(SimpleHTTPRequestHandler):
+        def end_headers(self) -> None:
+            self.send_header("ETag", '"the same time and size"')
+            super().end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        source = f"http://127.0.0.1:{server.server_port}/rows.csv"
+        (tmp_path / "rows.csv").write_text("1")
+        one = fingerprint(source, [])
+        (tmp_path / "rows.csv").write_text("2")
+        assert fingerprint(source, []) != one
+    finally:
+        server.shutdown()
+        server.server_close()

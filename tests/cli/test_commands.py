@@ -17,6 +17,16 @@ from airflow_mlops.spec import load_schema
 from tests import toy
 from tests.toy import World
 
+COLUMNS = """\
+columns:
+  id: {type: string}
+  at: {type: timestamp}
+  amount: {type: number}
+  age: {type: number}
+  region: {type: string}
+  member: {type: boolean}
+  y: {type: integer}
+"""
 BROKEN = """
 def build(rows):
     raise RuntimeError("the team is still at it")
@@ -166,6 +176,54 @@ def test_lint_names_every_mistake_with_its_line(tmp_path: Path) -> None:
     assert any("sklearn.nowhere" in problem for problem in problems)
 
 
+CHECKS = """
+def one(rows): return rows["amount"] > 0
+def two(rows, more): return rows["amount"] > more
+three = 3
+"""
+
+
+def test_lint_holds_the_schema_against_its_code_and_the_declaration_against_the_schema(tmp_path: Path) -> None:
+    toy.package(tmp_path, "team", CHECKS)
+    names = ("features:one", "features:two", "features:three", "features:four", "nowhere:check")
+    rules = [f"  - {{function: team.{name}}}\n" for name in names]
+    (tmp_path / "schema.yaml").write_text(f"{COLUMNS}checks:\n{''.join(rules)}")
+    toy.declare(
+        tmp_path,
+        data={"schema": "schema.yaml", "target": "why", "time": "age", "key": ["id", "num"], "drop": ["member"]},
+        prepare={"split": {"by": "group", "group": "house"}},
+        evaluate={"slices": ["regoin"], "fairness": ["sex"]},
+        monitor={"data_drift": {"columns": ["amuont"]}},
+    )
+    done = command("lint", "toy.yaml", cwd=tmp_path)
+    assert done.returncode == 1
+    *problems, _ = done.stdout.splitlines()
+    lines = (tmp_path / "toy.yaml").read_text().splitlines()
+    found = {}
+    for problem in problems:
+        name, line, said = problem.split(":", 2)
+        assert name == "toy.yaml"
+        found[said.partition(": ")[2]] = lines[int(line) - 1].strip()
+    missing = {"why": "target: why", "num": "- num", "house": "group: house", "regoin": "- regoin", "sex": "- sex"}
+    for column, where in {**missing, "amuont": "- amuont"}.items():
+        (said,) = [each for each in found if f"the data schema has no column {column!r}" in each]
+        assert found[said] == where
+    assert any("try: region" in said for said in found) and any("add it to schema.yaml" in said for said in found)
+    (said,) = [each for each in found if "'age'" in each]
+    assert said == "the column 'age' is a number in the data schema, and no time" and found[said] == "time: age"
+    schema = tmp_path / "schema.yaml"
+    checks = sorted(said.removeprefix(f"{schema}:") for said in found if said.startswith(str(schema)))
+    first = len(COLUMNS.splitlines()) + 2
+    assert [each.partition(":")[0] for each in checks] == [str(first + index) for index in (1, 2, 3, 4)]
+    for part, said in zip(("two(rows, more)", "is int", "has no 'four'", "team.nowhere"), checks, strict=True):
+        assert part in said
+    assert len(problems) == 11
+
+    schema.write_text(f"{COLUMNS}extra_columns: allow\n")
+    toy.declare(tmp_path, data={"schema": "schema.yaml", "target": "y", "key": ["id", "num"]})
+    assert command("lint", "toy.yaml", cwd=tmp_path).stdout == "1 file: ok\n"
+
+
 def test_an_inferred_schema_fits_the_rows_it_was_inferred_from(tmp_path: Path) -> None:
     toy.months(tmp_path, ("2024-01", "2024-02"))
     toy.declare(tmp_path)
@@ -177,8 +235,12 @@ def test_an_inferred_schema_fits_the_rows_it_was_inferred_from(tmp_path: Path) -
     printed = command("schema", "infer", "data/2024-02.parquet", cwd=tmp_path).stdout
     file = tmp_path / "schemas" / "toy.yaml"
     proposed = file.read_text()
-    # A pipeline says what its key and its time are, a bare file does not.
-    assert proposed.replace("unique:\n- id\nfreshness:\n  column: at\n  within: 3d\n", "") == printed != proposed
+    # A pipeline says what its key, its time and its target are, a bare file does not.
+    assert {"unique:", "  column: at", "# the target", "# the key"} <= {
+        part for line in proposed.splitlines() for part in (line, line[line.find("# ") :].partition(";")[0])
+    }
+    assert "unique:" not in printed and "freshness:" not in printed and "the target" not in printed
+    assert "from 400 rows of 2024-02: review every line" in proposed
     printed = proposed
     file.write_text(f"{printed}# reviewed\n")
     again = command(*infer, cwd=tmp_path)

@@ -84,7 +84,7 @@ def test_what_was_logged_is_read_back(api: MlflowApi, run: str) -> None:
     assert (found.params, found.metrics, found.tags["note"]) == ({"depth": "3"}, {"auc": 0.75}, "a")
 
 
-@pytest.mark.parametrize("name", ["card.html", "a folder/ü + ä.md"])
+@pytest.mark.parametrize("name", ["card.html", "a folder/ü + ä & 'b' [c] (d)=e;f@g,h~i!$.md"])
 def test_a_text_is_an_artifact_and_takes_the_place_of_the_one_before(
     uri: str, api: MlflowApi, run: str, name: str, tmp_path: Path
 ) -> None:
@@ -92,6 +92,16 @@ def test_a_text_is_an_artifact_and_takes_the_place_of_the_one_before(
         api.log_text(run, name, text)
         client = mlflow.MlflowClient(uri, uri)
         assert Path(client.download_artifacts(run, name, str(tmp_path))).read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a%2Fb.md", "100%.md", "a#b.md", "why?.md", "a\\b.md", "../a.md", "a/../b.md", "/a.md", "a//b.md", "", "a\n"],
+)
+def test_a_name_that_mlflow_would_refuse_or_change_is_refused_at_once(api: MlflowApi, run: str, name: str) -> None:
+    with pytest.raises(RegistryError, match="an artifact cannot be named .*; allowed: FOLDER/FILE") as caught:
+        api.log_text(run, name, "text")
+    assert not caught.value.retryable
 
 
 def test_what_is_logged_is_there(uri: str, api: MlflowApi, run: str) -> None:

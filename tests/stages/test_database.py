@@ -15,6 +15,7 @@ import pytest
 from adbc_driver_postgresql import dbapi
 
 from airflow_mlops.call import ArtifactRef, Call, Store
+from airflow_mlops.call.connection import Connection
 from airflow_mlops.errors import DataError, DataNotFoundError, MlopsError, SchemaError, SourceUnreachableError
 from airflow_mlops.spec.stages import Extract
 from airflow_mlops.stages import database
@@ -188,6 +189,22 @@ def test_a_settled_window_is_read_once(warehouse: Warehouse, tmp_path: Path) -> 
     assert take(tmp_path, "2024-02", "four", time="at", last=2)[1] == table
 
 
+def test_a_row_that_came_after_the_window_s_end_is_not_seen(warehouse: Warehouse, tmp_path: Path) -> None:
+    numbers(warehouse)
+    options: dict[str, Any] = {"time": "at", "last": 2}
+    first = take(tmp_path, "2024-02", "one", **options)[0]
+    # What happened later, down to the very end; and what happened before and was written down too late.
+    warehouse.run(
+        "INSERT INTO t VALUES (-1, '2024-03-01 00:00Z'), (-2, '2024-02-29 23:59:59.999999Z'), (-3, '2024-01-01 00:00Z')"
+    )
+    assert take(tmp_path, "2024-02", "two", **options)[0] == first
+    # Whoever wants what was late says so, and still sees nothing of what came after.
+    anew = take(tmp_path, "2024-02", "three", snapshots="refresh", **options)[1]
+    assert sorted(anew["n"].to_pylist())[:3] == [-3, -2, 0] and anew.num_rows == 242
+    assert max(anew["at"].to_pylist()) < datetime(2024, 3, 1, tzinfo=UTC)
+    assert -1 in take(tmp_path, "2024-03", "four", **options)[1]["n"].to_pylist()
+
+
 def test_a_refresh_reads_anew_and_what_it_read_is_reused(warehouse: Warehouse, tmp_path: Path) -> None:
     numbers(warehouse)
     first = take(tmp_path, "2024-01", "one", time="at")[0]
@@ -287,6 +304,13 @@ def test_a_database_that_cannot_be_reached_is_worth_a_retry(
     with pytest.raises(DataError, match='lets nobody in.*role "nobody" does not exist') as refused:
         take(tmp_path, None)
     assert not refused.value.retryable
+
+
+def test_a_peer_that_is_gone_is_noticed_unless_the_connection_says_otherwise() -> None:
+    usual = database._conninfo(Connection("c", "postgres", host="h"))
+    assert "keepalives_idle='60'" in usual and "password" not in usual
+    own = database._conninfo(Connection("c", "postgres", extra={"keepalives": 0, "keepalives_idle": 5, "sslmode": ""}))
+    assert "keepalives='0'" in own and "keepalives_idle='5'" in own and "sslmode" not in own
 
 
 def test_a_password_is_never_in_an_error(warehouse: Warehouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

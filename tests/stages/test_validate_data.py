@@ -19,6 +19,7 @@ from airflow_mlops.call import Call, Store
 from airflow_mlops.call.dispatch import run
 from airflow_mlops.errors import SchemaError
 from airflow_mlops.spec import DataSchema, dump_schema, load_schema
+from airflow_mlops.spec.window import parse_key
 from airflow_mlops.stages.infer_schema import infer
 from airflow_mlops.stages.tables import write_table
 from airflow_mlops.stages.validate_data import Result, validate
@@ -159,7 +160,7 @@ def test_soft_rules_warn_and_the_report_tells_of_every_column(tmp_path: Path) ->
 def test_rows_pass_the_schema_inferred_from_them_after_a_trip_through_its_file(tmp_path: Path) -> None:
     table = toy.rows("2024-01")
     file = tmp_path / "schema.yaml"
-    file.write_text(dump_schema(infer(table)))
+    file.write_text(dump_schema(*infer(table)))
     rules = load_schema(file)
     assert said(table, rules, target="y", time="at") == []
     assert {name: column.type for name, column in rules.columns.items()} == {
@@ -189,7 +190,48 @@ CELLS = {
 def test_any_rows_pass_the_schema_inferred_from_them(rows: list[dict[str, Any]]) -> None:
     kinds = [pa.int64(), pa.float64(), pa.bool_(), pa.string(), pa.timestamp("us"), pa.date32()]
     table = pa.Table.from_pylist(rows, schema=pa.schema(list(zip(CELLS, kinds, strict=True))))
-    assert said(table, infer(table)) == []
+    assert said(table, infer(table).schema) == []
+
+
+def test_inference_takes_no_seen_value_for_a_rule_and_tells_what_it_saw() -> None:
+    table = pa.table(
+        {
+            "id": pa.array(range(1, 1001)),
+            "at": pa.array([datetime(2024, 1, 30)] * 1000),
+            "big": pa.array([2**53 + 1, 7] * 500),
+            "cold": pa.array([-1.5, 2.25] * 500),
+            "flag": pa.array([1] * 1000),
+            "note": pa.array([f"text {each}" for each in range(1000)]),
+            "void": pa.nulls(1000, pa.float64()),
+            "y": pa.array([0, 1] * 500),
+        }
+    )
+    window = parse_key("month", "2024-01")
+    proposed, hints = infer(table, key=("id",), time="at", target="y", window=window)
+    ends = {name: (column.min, column.max) for name, column in proposed.columns.items()}
+    assert ends.pop("big") == ends.pop("flag") == (0, None)
+    assert set(ends.values()) == {(None, None)}
+    assert proposed.columns["y"].categories == (0, 1) and proposed.columns["id"].categories is None
+    assert (proposed.unique, proposed.freshness and proposed.freshness.within.days) == (("id",), 4)
+    assert hints == {
+        "id": "the key; 1 to 1,000 here",
+        "at": "when a row happened",
+        "big": "7 to 9,007,199,254,740,993 here",
+        "cold": "-1.5 to 2.25 here",
+        "flag": "nothing but 1 here",
+        "note": "another text in every row",
+        "void": "nothing but nulls here",
+        "y": "the target",
+    }
+    assert "  cold: {type: number, max_null_fraction: 0.0}  # -1.5 to 2.25 here\n" in dump_schema(proposed, hints)
+
+
+def test_whole_limits_stay_whole(tmp_path: Path) -> None:
+    rules = schema({"n": {"type": "integer", "min": 2**53 + 1, "max": 1.5e300}})
+    written = dump_schema(rules)
+    assert "min: 9007199254740993," in written
+    assert findings({"n": [2**53]}, rules)[0][1].startswith("the column 'n' goes down to")
+    assert findings({"n": [2**53 + 1]}, rules) == []
 
 
 def test_inference_names_a_column_that_no_schema_can_hold() -> None:
@@ -199,4 +241,4 @@ def test_inference_names_a_column_that_no_schema_can_hold() -> None:
 
 def test_times_with_a_zone_and_decimals_are_inferred() -> None:
     table = pa.table({"t": [datetime(2024, 1, 1, tzinfo=UTC)], "d": [Decimal("1.5")]})
-    assert [column.type for column in infer(table).columns.values()] == ["timestamp", "number"]
+    assert [column.type for column in infer(table).schema.columns.values()] == ["timestamp", "number"]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from airflow_mlops.call import Call, Store
+from airflow_mlops.call.dispatch import run as dispatch
+from airflow_mlops.errors import SchemaError
 from airflow_mlops.registry.ledger import Ledger
 from airflow_mlops.registry.requests import Request, Requests
 from airflow_mlops.registry.verdicts import Verdicts
-from tests.toy import month
+from airflow_mlops.stages.tables import write_table
+from tests.toy import month, rows
 
 MLFLOW = "http://mlflow.example:5000"
 REPORT = f"{MLFLOW}/#/experiments/1/runs/abc/artifacts/report.html"
@@ -51,6 +55,39 @@ def decided(store: Store, model: str, kind: Any, version: str, *reasons: str, **
     ledger = Ledger(store, model)
     given = {"run": f"{model}.train/manual__{version}", "champion_before": ledger.champion(), **more}
     ledger.record(kind, version=version, decision=f"sha256:{version}", reasons=reasons, **given)
+
+
+RULES = {
+    "columns": {
+        "id": {"type": "string", "max_null_fraction": 0},
+        "at": {"type": "timestamp"},
+        "amount": {"type": "number", "min": -2},
+        "age": {"type": "number", "min": 21, "max_null_fraction": 0.5, "on_violation": "warn"},
+        "region": {"type": "string", "categories": ["east", "north", "<b>west</b>"]},
+        "y": {"type": "integer", "categories": [0, 1], "on_violation": "stop"},
+    },
+    "unique": ["id"],
+    "checks": [{"left": "age", "op": "!=", "right": "amount"}],
+    "freshness": {"column": "at", "within": "5d"},
+    "quarantine": {"max_share": 0.5},
+}
+
+
+def validated(store: Store, run: str, rules: dict[str, Any] = RULES) -> str:
+    """The identity of a validation in a run, which leaves its page in the store."""
+    data = write_table(rows("2024-01"), store)
+    call = Call(
+        pipeline="toy",
+        stage="validate_data",
+        run=run,
+        window=month("2024-01"),
+        inputs={"data": data},
+        params={"schema": rules, "target": "y", "time": "at"},
+        store=store.root,
+    )
+    with suppress(SchemaError):
+        dispatch(call)
+    return call.identity
 
 
 def history(store: Store, model: str, run: str | None = None, **verdict: Any) -> Request:

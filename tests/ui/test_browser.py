@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, BrowserContext, FrameLocator, Page, exp
 
 from airflow_mlops.call import Store
 from airflow_mlops.cli.services import Services
-from tests.ui.made import history
+from tests.ui.made import history, validated
 
 MODEL, DAG = "shown", "shown.predict"
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
@@ -152,3 +152,16 @@ def test_a_dag_has_a_tab_with_its_model(running: Services, run_id: str, browser:
     _inside(page).get_by_role("link", name="All models").click()
     expect(_inside(page).get_by_role("heading", name="Models")).to_be_visible()
     page.close()
+
+
+def test_a_validation_report_is_good_to_read(
+    running: Services, run_id: str, look: BrowserContext, tmp_path: Path
+) -> None:
+    identity = validated(Store(str(running.store)), f"{DAG}/{run_id}")
+    page = look.new_page()
+    page.goto(f"{running.airflow_url}/mlops/dags/{DAG}/validations/{identity}")
+    expect(page.get_by_role("heading", name="Validation of toy, window 2024-01")).to_be_visible()
+    expect(page.get_by_role("row").filter(has_text="amount >= -2")).to_contain_text("goes down to")
+    page.screenshot(path=tmp_path / "validation.png", full_page=True)
+    assert page.evaluate(FAINT) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -22,7 +22,7 @@ from fastapi.testclient import TestClient
 from airflow_mlops.call import Store
 from airflow_mlops.registry.requests import Request, Requests
 from airflow_mlops.ui.plugin import pages
-from tests.ui.made import MLFLOW, REPORT, asked, decided, history, judged
+from tests.ui.made import MLFLOW, REPORT, RULES, asked, decided, history, judged, validated
 
 SCRIPT = "<script>alert('x')</script><img src=x onerror=alert(1)>&amp;\"'"
 
@@ -324,3 +324,49 @@ def test_a_version_s_model_card_is_one_click_away(admin: Browser, store: Store) 
     page = admin.get("/models/toy")
     assert page.count(link) == 2
     assert page.count("Model card") == 2 and "javascript" not in page
+
+
+def test_a_validation_s_page_tells_what_was_found_worst_first(store: Store, admin: Browser) -> None:
+    path = f"/dags/toy.train/validations/{validated(store, 'toy.train/manual__1')}"
+    answer = admin.client.get(f"/mlops{path}")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "script" not in policy and "frame-ancestors 'self'" in policy
+    text = admin.text(path)
+    told = (
+        *(
+            "Validation of toy, window 2024-01",
+            "rows set aside",
+            "77 are set aside, and 323 go on.",
+        ),
+        *("What sets rows aside (2)", "'amount' goes down to -2.46886, below -2, in 7 rows", "(row 9);"),
+        *("What warns (2)", "the column 'member' is not in the schema", "Columns (7)", "18 to 79 26 8.0%"),
+        *("Rules that hold (19)", "the newest at is within 5d of the window's end"),
+    )
+    places = [text.find(part) for part in told]
+    assert -1 not in places and places == sorted(places)
+
+
+def test_a_validation_that_stopped_its_run_has_a_page_too(store: Store, admin: Browser) -> None:
+    rules = {**RULES, "min_rows": 401, "quarantine": {"max_share": 0}}
+    identity = validated(store, "toy.train/manual__1", rules)
+    text = admin.text(f"/dags/toy.train/validations/{identity}")
+    assert "stops the run" in text and "none goes on" in text and "fewer than the 401" in text
+
+
+def test_who_may_not_read_the_dag_sees_no_validation(store: Store, airflow_app: Any) -> None:
+    identity = validated(store, "toy.train/manual__1")
+    path = f"/dags/toy.train/validations/{identity}"
+    assert "amount" in Browser(airflow_app, "viewer", "toy.train").text(path)
+    for viewer, asked_of in ((Browser(airflow_app, "viewer", "other"), path), (Browser(airflow_app, None), path)):
+        assert "amount" not in viewer.text(asked_of, 404)
+    # Through a DAG that they may read nobody sees another's.
+    text = Browser(airflow_app, "viewer", "other").text(path.replace("toy.train", "other"), 404)
+    assert "No validation report" in text and "amount" not in text
+    assert TestClient(airflow_app).get(f"/mlops{path}").status_code == 401
+
+
+@pytest.mark.parametrize("identity", ["0" * 32, "nonsense", "..%2f..%2fledger%2ftoy%2f00000001", "0" * 31 + "G"])
+def test_a_validation_that_is_not_there_is_said(store: Store, admin: Browser, identity: str) -> None:
+    decided(store, "toy", "promotion", "1")
+    text = admin.text(f"/dags/toy.train/validations/{identity}", 404)
+    assert "No validation report" in text or "There is no such page" in text
