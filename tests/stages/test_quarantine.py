@@ -89,9 +89,9 @@ def broken_by_hand(rows: list[dict[str, Any]]) -> list[set[str]]:
             if value is not None and math.isinf(value):
                 reasons.add(f"{name} is infinite")
         if a is not None and not math.isinf(a) and a < 0:
-            reasons.add("a is below 0.0")
+            reasons.add("a is below 0")
         if a is not None and not math.isinf(a) and a > 10:
-            reasons.add("a is above 10.0")
+            reasons.add("a is above 10")
         if a is not None and b is not None and not a <= b:
             reasons.add("breaks a <= b")
         if row["s"] not in (None, "x", "y"):
