@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,16 +28,9 @@ from airflow_mlops.errors import CodeError, ModelNotFoundError, RegistryUnreacha
 from airflow_mlops.spec.metrics import Task
 from airflow_mlops.stages.tables import require_columns, type_of
 
-with warnings.catch_warnings():
-    # While it is imported, skops looks through every module there is, and Airflow's deprecated names complain.
-    warnings.simplefilter("ignore")
-    import skops.io
-
 # MLflow writes its log lines to standard error, where Airflow takes each of them for an error.
 logging.getLogger("mlflow").handlers.clear()
 logging.getLogger("mlflow").propagate = True
-
-dump_skops = skops.io.dump
 
 FACTS = "mlops/model.json"
 ROWS = "mlops/training_rows.parquet"
@@ -121,7 +113,9 @@ def trusted_types(data: Any, code: Path | None) -> list[str]:
     Raises:
         CodeError: when the file holds another one.
     """
-    found = skops.io.get_untrusted_types(file=data)
+    from airflow_mlops.stages import skops_io
+
+    found = skops_io.get_untrusted_types(file=data)
     trusted = [name for name in found if name in TRUSTED_TYPES] + user_types(found, code)
     other = sorted(set(found) - set(trusted))
     if other:
@@ -238,6 +232,9 @@ def loaded(facts: Facts, target: Path) -> Iterator[Model]:
         StoreError: when its content is not what its digest says.
         CodeError: when it holds types that are not trusted.
     """
+    # Before the scope of the model's own code, which takes back what was imported in it.
+    from airflow_mlops.stages import skops_io
+
     folder = _fetched(f"the model {facts.model_uri}", target, artifact_uri=facts.model_uri)
     file = next((each for each in folder.iterdir() if each.suffix in (".skops", ".pkl")), None)
     if file is None or model_digest(file) != facts.model_digest:
@@ -248,7 +245,7 @@ def loaded(facts: Facts, target: Path) -> Iterator[Model]:
     code = folder / "code"
     with code_scope(code if code.is_dir() else None) as scope:
         if file.suffix == ".skops":
-            estimator = skops.io.load(file, trusted=trusted_types(file, scope))
+            estimator = skops_io.load(file, trusted=trusted_types(file, scope))
         else:
             import cloudpickle
 

@@ -37,6 +37,7 @@ from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
 from airflow_mlops.spec.metrics import Task
 from airflow_mlops.spec.stages import ModelParams, Train
+from airflow_mlops.stages import skops_io
 from airflow_mlops.stages.model_io import (
     DECLARATION,
     FACTS,
@@ -45,7 +46,6 @@ from airflow_mlops.stages.model_io import (
     REFERENCE,
     ROWS,
     Facts,
-    dump_skops,
     model_digest,
     trusted_types,
 )
@@ -329,7 +329,7 @@ def _log_model(
     trusted, file = None, scratch / "model.skops"
     if skops_format:
         try:
-            dump_skops(model, file)
+            skops_io.dump(model, file)
         except Exception as error:
             raise CodeError(
                 f"the model cannot be written with skops: {type(error).__name__}: {error}",

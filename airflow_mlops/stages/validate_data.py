@@ -81,6 +81,8 @@ def run(call: Call, params: ValidateData, store: Store) -> Outcome:
         result = validate(file, schema, target=params.target, time=params.time, window=call.window, bad=bad)
         info: dict[str, str | None] = {}
         if schema is not None and schema.needs_champion:
+            # What is imported next needs the memory that the batches have left behind.
+            pa.default_memory_pool().release_unused()
             from airflow_mlops.stages.skew import against_champion
 
             compared, info = against_champion(call, schema, result, file, params, store)
