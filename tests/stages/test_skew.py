@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,3 +99,9 @@ def test_the_number_of_rows_is_held_against_the_champions(trained: World) -> Non
     assert validated(trained, toy.rows("2024-02", 100), volume={"min_ratio": 0.2}).verdict.status == "ok"
     outcome = validated(trained, toy.rows("2024-02", 1000), volume={"on_violation": "warn"})
     assert outcome.verdict.status == "warn" and "2.50 times" in outcome.verdict.reasons[0]
+
+
+def test_asking_about_the_champion_brings_no_scikit_learn() -> None:
+    code = "import sys, airflow_mlops.stages.skew; print('sklearn' in sys.modules, 'skops' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
