@@ -28,6 +28,7 @@ def test_the_cheap_parts_end_in_a_table(tmp_path: Path) -> None:
         "airflow-mlops run, against a champion / bare script",
         "validate 1,000 rows x 20, 1 set aside / bare pandera, no key, no quarantine",
         "validate 1,000 rows x 20, 1 set aside",
+        "the same as a stage, with skew and volume, the good rows written anew",
     ]
     heavy = next(line for line in table if "heavy libraries" in line)
     assert heavy.split()[-1] == "yes"
