@@ -8,7 +8,7 @@ import time
 from datetime import datetime
 from typing import Any
 
-from airflow_mlops.cli.services import Services, fetch
+from airflow_mlops.cli.services import ServiceError, Services, fetch
 from airflow_mlops.registry.ledger import Ledger
 from tests.system.test_loop import ENDED, arrive, parsed, ring, states, store, until, wish
 
@@ -44,8 +44,19 @@ def created(process: subprocess.Popen[str]) -> bool:
 def backfill(running: Services, dag_id: str, conf: dict[str, Any] | None = None) -> None:
     """Train for January in a backfill, as the UI asks for one."""
     tick = "2024-02-01T00:00:00Z"
-    body = {"dag_id": dag_id, "from_date": tick, "to_date": tick, "dag_run_conf": conf or {}}
-    running.airflow("POST", "backfills", {**body, "max_active_runs": 1, "reprocess_behavior": "none"})
+    body: dict[str, Any] = {"dag_id": dag_id, "from_date": tick, "to_date": tick, "dag_run_conf": conf or {}}
+    body |= {"max_active_runs": 1, "reprocess_behavior": "none"}
+
+    def asked() -> bool:
+        try:
+            running.airflow("POST", "backfills", body)
+        except ServiceError as error:
+            if "Database is locked" not in str(error):
+                raise
+            return False
+        return True
+
+    until(running, asked)
 
 
 def resize(running: Services, slots: int) -> None:
