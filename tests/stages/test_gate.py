@@ -299,7 +299,8 @@ def scored(
 
 
 def verdict_of(evaluation: tuple[dict[str, Any], pa.Table], **gate: Any) -> Verdict:
-    return judge(*evaluation, ValidateModel.model_validate(gate))[0]
+    body, table = evaluation
+    return judge(body, lambda: table, ValidateModel.model_validate(gate))[0]
 
 
 def test_without_a_champion_the_limits_decide() -> None:
@@ -325,7 +326,8 @@ def test_a_champion_that_is_better_or_as_good_stays() -> None:
 
 
 def test_a_gain_that_may_be_chance_is_no_gain() -> None:
-    verdict, comparison = judge(*scored(250, 0.65), ValidateModel())
+    body, table = scored(250, 0.65)
+    verdict, comparison = judge(body, lambda: table, ValidateModel())
     assert comparison is not None and comparison.lower < 0 < comparison.gain
     assert verdict.status == "rejected"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -298,11 +297,13 @@ def test_airflow_lists_the_plugin_without_errors(airflow_app: Any, admin: Browse
     assert admin.client.get("/api/v2/plugins/importErrors").json()["import_errors"] == []
 
 
-def test_the_plugin_costs_other_components_nothing() -> None:
+def test_the_plugin_brings_what_forked_workers_share_and_no_pages() -> None:
     code = (
-        "import sys, airflow.plugins_manager, airflow_mlops; before = set(sys.modules); "
+        "import sys, airflow.plugins_manager; before = set(sys.modules); "
         "import airflow_mlops.ui.plugin; "
-        "print(sorted(set(sys.modules) - before))"
+        "found = {name.split('.')[0] for name in set(sys.modules) - before}; "
+        "heavy = {'numpy', 'pandas', 'pyarrow', 'mlflow', 'sklearn', 'fastapi', 'jinja2'}; "
+        "print(sorted(found & heavy), 'airflow_mlops.ui.pages' in sys.modules, 'airflow_mlops.spec' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -311,8 +312,7 @@ def test_the_plugin_costs_other_components_nothing() -> None:
         check=True,
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
     )
-    own = {"airflow_mlops.ui", "airflow_mlops.ui.plugin", "airflow_mlops.ui.turn"}
-    assert set(ast.literal_eval(done.stdout)) - {"airflow.task.priority_strategy"} == own
+    assert done.stdout.strip() == "[] False True"
 
 
 def test_a_version_s_model_card_is_one_click_away(admin: Browser, store: Store) -> None:
