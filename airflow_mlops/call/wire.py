@@ -35,6 +35,11 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
+def identity_of(pipeline: str, stage: str, window: Window | None, run: str) -> str:
+    """The identity of a stage of a run: never of the try number."""
+    return digest_of([pipeline, stage, window.key if window else None, run])[7:39]
+
+
 class ArtifactRef(Wire):
     """A reference to data: all that XCom ever holds of it."""
 
@@ -93,8 +98,7 @@ class Call(Wire):
     @property
     def identity(self) -> str:
         """The same for every try of the same stage of the same run, and for nothing else."""
-        key = self.window.key if self.window else None
-        return digest_of([self.pipeline, self.stage, key, self.run])[7:39]
+        return identity_of(self.pipeline, self.stage, self.window, self.run)
 
     @property
     def run_identity(self) -> str:

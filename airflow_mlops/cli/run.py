@@ -22,6 +22,7 @@ from airflow_mlops.call.code import snapshot
 from airflow_mlops.call.source import windows_of
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, RegistryRef, digest_of
+from airflow_mlops.cli import resume
 from airflow_mlops.cli.lint import lint_one
 from airflow_mlops.errors import CodeError, DataNotFoundError, DeclarationError, MlopsError
 from airflow_mlops.registry import ModelRegistry
@@ -48,7 +49,10 @@ def run(options: argparse.Namespace, state: Path) -> int:
     with _aside(options):
         check(declaration, Store(store))
     identity = options.resume or f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
-    window = choose_window(declaration, options.window)
+    if options.resume:
+        window = resume.window_of(Store(store), name, options.resume, options.window)
+    else:
+        window = choose_window(declaration, options.window)
     say = _silent if options.json else _print_stage
     if not options.json:
         print(f"{name}: run {identity}, window {window.key if window else 'all rows'}")
@@ -63,7 +67,7 @@ def run(options: argparse.Namespace, state: Path) -> int:
                 window=window,
                 store=store,
                 registry=registry,
-                run=f"cli/{identity}",
+                run=f"{resume.PREFIX}{identity}",
                 progress=say,
                 outcomes=outcomes,
                 cache=declaration.pipeline.cache and not options.no_cache,
@@ -73,12 +77,14 @@ def run(options: argparse.Namespace, state: Path) -> int:
         failure = error
         if options.verbose:
             raise
-    resume = _resume_command(options, identity, window)
+    # A run that has done nothing is nothing to go on with.
+    again = _command_again(options, identity if outcomes else None, window)
     if options.json:
-        summary = _summary(name, identity, window, outcomes, failure, resume)
+        summary = _summary(name, identity, window, outcomes, failure, again)
         print(json.dumps({**summary, "model": model_of(outcomes, registry, store)}, indent=1))
     elif failure is not None:
-        print(f"\n{type(failure).__name__}: {failure}\n\nresume with:\n  {resume}", file=sys.stderr)
+        how = "resume" if outcomes else "run it again"
+        print(f"\n{type(failure).__name__}: {failure}\n\n{how} with:\n  {again}", file=sys.stderr)
     else:
         print(f"\n{_conclusion(name, outcomes)} ({time.perf_counter() - started:.1f} s)")
         _print_afterwards(declaration, options.file, model_of(outcomes, registry, store), registry)
@@ -354,14 +360,14 @@ def _summary(
     window: Window | None,
     outcomes: dict[str, Outcome],
     failure: MlopsError | None,
-    resume: str,
+    again: str,
 ) -> dict[str, object]:
     return {
         "pipeline": name,
         "run": identity,
         "window": window.key if window else None,
         "status": _end(outcomes, failure),
-        "error": {"type": type(failure).__name__, "text": str(failure), "resume": resume} if failure else None,
+        "error": {"type": type(failure).__name__, "text": str(failure), "resume": again} if failure else None,
         "stages": {
             stage: {**outcome.model_dump(mode="json"), "digest": outcome.digest} for stage, outcome in outcomes.items()
         },
@@ -376,7 +382,7 @@ def _end(outcomes: dict[str, Outcome], failure: MlopsError | None) -> str:
     return "held" if outcomes[GATE].verdict.status == "held" else "rejected"
 
 
-def _resume_command(options: argparse.Namespace, identity: str, window: Window | None) -> str:
+def _command_again(options: argparse.Namespace, identity: str | None, window: Window | None) -> str:
     words = ["airflow-mlops", "run", options.file]
     if window:
         words += ["--window", window.key]
@@ -387,4 +393,4 @@ def _resume_command(options: argparse.Namespace, identity: str, window: Window |
         words.append("--no-cache")
     if options.promote is not None:
         words.append("--promote" if options.promote else "--no-promote")
-    return shlex.join([*words, "--resume", identity])
+    return shlex.join([*words, "--resume", identity] if identity else words)

@@ -32,7 +32,7 @@ from airflow_mlops.call.code import load, split_path, told, unpack
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
 from airflow_mlops.drift.summary import profile
-from airflow_mlops.errors import CodeError, DataError, MlopsError, RegistryUnreachableError
+from airflow_mlops.errors import CodeError, DataError, MlopsError, RegistryError, RegistryUnreachableError
 from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
 from airflow_mlops.spec.metrics import Task
@@ -70,6 +70,8 @@ def run(call: Call, params: Train, store: Store) -> Outcome:
     if "tuned" in call.inputs:
         found = store.fetch_json(call.input("tuned"))["params"]
         params = params.model_copy(update={"model_params": {**params.model_params, **found}})
+    registry = ModelRegistry.of(call, store)
+    _refuse_other_params(registry, registry.find_run(call), _loggable(params))
     table = read_table(call.input("train"), store)
     require_columns(table.column_names, {params.target: "the target"})
     columns = raw_columns(table.column_names, params)
@@ -90,7 +92,6 @@ def run(call: Call, params: Train, store: Store) -> Outcome:
         window=call.window.key if call.window else None,
         windows=params.windows,
     )
-    registry = ModelRegistry.of(call, store)
     run_id = registry.run_of(call)
     code = unpack(call.code, store) if call.code else None
     with tempfile.TemporaryDirectory() as folder, pointed_at(registry.ref.uri):
@@ -114,6 +115,25 @@ def run(call: Call, params: Train, store: Store) -> Outcome:
         metrics={"train_rows": float(len(frame)), "features": float(features)},
         info={"run_id": run_id, "task": task, "mlflow_url": registry.run_url(run_id)},
     )
+
+
+def _refuse_other_params(registry: ModelRegistry, run_id: str | None, params: dict[str, str]) -> None:
+    """A run of MLflow keeps the params that it has logged, so a run is trained with one set of them.
+
+    Raises:
+        RegistryError: when it has logged others: a task was cleared, or a run resumed, after its declaration changed.
+    """
+    logged = registry.api.logged(run_id).params if run_id else {}
+    changed = [
+        f"{name} was {logged[name]} and is {value}"
+        for name, value in params.items()
+        if logged.get(name, value) != value
+    ]
+    if changed:
+        raise RegistryError(
+            f"this run was trained with other params already: {', '.join(changed)}",
+            fix="start a new run: what has not changed is not done again",
+        )
 
 
 def _classes(model: SklearnPipeline) -> tuple[Any, ...]:
@@ -331,10 +351,7 @@ def _log_model(
         try:
             skops_io.dump(model, file)
         except Exception as error:
-            raise CodeError(
-                f"the model cannot be written with skops: {type(error).__name__}: {error}",
-                fix="set train.serialization: cloudpickle, which runs code when the model is loaded",
-            ) from error
+            raise _not_for_skops(error) from error
         trusted = trusted_types(file, code)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -360,9 +377,20 @@ def _log_model(
                 pip_requirements=_requirements(params),
             )
     except (OSError, mlflow.exceptions.MlflowException) as error:
+        if skops_format and "skops" in str(error):
+            # It reads what it has written, which finds more than writing.
+            raise _not_for_skops(error.__cause__ or error) from error
         raise RegistryUnreachableError(f"MLflow does not take the model: {error}") from error
     digest = model_digest(file) if skops_format else _logged_digest(logged.model_uri)
     return facts.model_copy(update={"model_uri": logged.model_uri, "model_digest": digest})
+
+
+def _not_for_skops(error: BaseException) -> CodeError:
+    return CodeError(
+        f"the model cannot be written with skops: {type(error).__name__}: {error}",
+        fix="define its classes and functions at the top of a module, or set train.serialization: cloudpickle, which "
+        "runs code when the model is loaded",
+    )
 
 
 def _logged_digest(uri: str) -> str:

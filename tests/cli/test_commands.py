@@ -112,6 +112,53 @@ def test_a_failed_run_ends_with_the_command_that_goes_on(world: World) -> None:
     assert toy.registry_of(world.store, world.registry).ledger.champion() == "1"
 
 
+def test_a_run_goes_on_with_its_own_window_and_an_unknown_one_with_nothing(world: World) -> None:
+    toy.package(world.folder, "team", BROKEN)
+    file = declared(world, prepare={"features": "team.features:build"})
+    places = ("--registry", world.registry.uri, "--store", world.store)
+    failed = command("run", file, *places, "--window", "2024-02", cwd=world.folder)
+    run = failed.stderr.split()[-1]
+
+    unknown = command("run", file, *places, "--resume", "soon", cwd=world.folder)
+    other = command("run", file, *places, "--resume", run, "--window", "2024-03", cwd=world.folder)
+    toy.package(world.folder, "team", MENDED)
+    resumed = command("run", file, *places, "--resume", run, cwd=world.folder)
+
+    assert unknown.returncode == other.returncode == 1
+    assert f"no run 'soon' in {world.store}; allowed: {run} (window 2024-02); try: leave" in unknown.stderr
+    assert f"run {run} (window 2024-02) is not of '2024-03'" in other.stderr
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"run {run}, window 2024-02" in resumed.stdout and "extract         reused" in resumed.stdout
+
+
+def test_a_run_that_was_trained_is_not_trained_with_other_params(world: World) -> None:
+    file = declared(world, train={"params": {"C": 1.0}})
+    places = ("--registry", world.registry.uri, "--store", world.store)
+    done = command("run", file, *places, cwd=world.folder)
+    run = done.stdout.split("run ")[1].split(",")[0]
+    declared(world, train={"params": {"C": 2.0}})
+
+    resumed = command("run", file, *places, "--resume", run, cwd=world.folder)
+    anew = command("run", file, *places, cwd=world.folder)
+
+    assert resumed.returncode == 1
+    assert "this run was trained with other params already: model.C was 1.0 and is 2.0; try: start a new run" in (
+        resumed.stderr
+    )
+    assert anew.returncode == 0, anew.stderr
+
+
+def test_a_run_that_did_nothing_is_run_again_and_not_resumed(tmp_path: Path) -> None:
+    toy.months(tmp_path, ("2024-01",))
+    toy.declare(tmp_path)
+    (tmp_path / "data" / "2024-01.parquet").write_text("no parquet")
+
+    done = command("run", "toy.yaml", cwd=tmp_path)
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-2:] == ["run it again with:", "  airflow-mlops run toy.yaml --window 2024-01"]
+
+
 def test_run_says_in_json_what_failed_and_how_to_go_on(tmp_path: Path) -> None:
     toy.months(tmp_path, ("2024-01",))
     toy.declare(tmp_path)
