@@ -6,6 +6,7 @@ by the gate with its verdict, over what was there: equal evidence gives equal by
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import yaml
 
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call
+from airflow_mlops.errors import StoreError, StoreUnreachableError
 from airflow_mlops.registry.mlflow_api import Logged
 from airflow_mlops.registry.models import CARD, CARD_TAG, ModelRegistry
 from airflow_mlops.registry.requests import Requests
@@ -33,6 +35,8 @@ from airflow_mlops.stages.document import (
     as_html,
     as_markdown,
 )
+
+log = logging.getLogger(__name__)
 
 _MOST_COLUMNS = 60
 _MOST_CLASSES = 12
@@ -108,17 +112,26 @@ def log_card(
         run_url=registry.run_url(run_id),
         requests=tuple(f"{each.request.id}: {each.request.reason}" for each in claimed),
     )
-    plots = {
-        name: store.fetch(store.ref("plot", digest, ".png")).read_bytes()
-        for name, digest in evaluation["plots"].items()
-    }
-    card = card_of(evaluation, decision, registry.api.logged(run_id), lineage, plots)
+    card = card_of(evaluation, decision, registry.api.logged(run_id), lineage, _plots(evaluation, store))
     registry.api.log_text(run_id, CARD, as_html(card))
     registry.api.log_text(run_id, CARD.replace(".html", ".md"), as_markdown(card))
     where = registry.run_url(run_id, CARD) or f"runs:/{run_id}/{CARD}"
     if version:
         registry.api.tag_version(registry.ref.model, version, {CARD_TAG: where})
     return where
+
+
+def _plots(evaluation: Mapping[str, Any], store: Store) -> dict[str, bytes]:
+    """The plots that the evaluation has made; one that is lost keeps no model from its gate."""
+    found = {}
+    for name, digest in evaluation["plots"].items():
+        try:
+            found[name] = store.fetch(store.ref("plot", digest, ".png")).read_bytes()
+        except StoreUnreachableError:
+            raise
+        except StoreError as error:
+            log.warning("the card goes without the plot %s: %s", name, error)
+    return found
 
 
 def card_of(

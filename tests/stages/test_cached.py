@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +13,9 @@ from mlflow import MlflowClient
 
 from airflow_mlops.call import Outcome, Store
 from airflow_mlops.call.cache import INFO
+from airflow_mlops.call.prune import prune
 from airflow_mlops.errors import SchemaError
-from airflow_mlops.registry.models import NOTE_TAG
+from airflow_mlops.registry.models import CARD, NOTE_TAG
 from airflow_mlops.registry.requests import Request, Requests
 from tests import toy
 from tests.toy import World
@@ -96,6 +101,30 @@ def test_an_equal_model_of_other_code_is_the_same_version_and_its_run_says_so(re
     assert note == "**ok**: It is the champion already."
     assert "no champion yet" in tags(ready, first["train"].info["run_id"])[NOTE_TAG]
     assert len(toy.state_of(ready)["ledger"]) == 1
+
+
+def test_the_gate_shows_the_plots_of_an_evaluation_after_a_pruning(
+    ready: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(ready, "a", evaluate={"plots": True})
+    at = time.time() - 100 * 86_400
+    for file in Path(ready.store).rglob("*"):
+        os.utime(file, (at, at))
+    assert prune(Store(ready.store), timedelta(days=30)).records > 0
+
+    def shown(run: str, limit: float) -> int:
+        outcomes = train(ready, run, evaluate={"plots": True}, validate_model={"min": {"roc_auc": limit}})
+        assert "evaluate" in hits(outcomes)
+        client = MlflowClient(ready.registry.uri)
+        page = Path(client.download_artifacts(outcomes["train"].info["run_id"], CARD)).read_text()
+        assert f"{limit}" in page
+        return page.count("data:image/png")
+
+    plots = shown("b", 0.991)
+    assert plots >= 4
+    next(Path(ready.store, "artifacts", "plot").rglob("*.png")).unlink()
+    assert shown("c", 0.992) == plots - 1, "a lost picture keeps nobody from the gate's answer"
+    assert "the card goes without the plot" in caplog.text
 
 
 def test_requests_that_led_to_the_same_model_are_settled(ready: World) -> None:
