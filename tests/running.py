@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,28 @@ def fit(rows, target, params):
     return DummyClassifier().fit(rows, target)
 '''
 
+WAITING = '''"""Fits at once, but twice in a study it waits for its end, with a child of its own."""
+
+import os
+import subprocess
+from pathlib import Path
+
+from sklearn.dummy import DummyClassifier
+
+
+def fit(rows, target, params):
+    folder = Path(params["folder"])
+    folder.mkdir(exist_ok=True)
+    fits = len(list(folder.glob("fit-*")))
+    (folder / f"fit-{fits}").touch()
+    if fits in (5, 9):
+        child = subprocess.Popen(["sleep", "300"])
+        (folder / ".pids").write_text(f"{os.getpid()} {child.pid}")
+        (folder / ".pids").rename(folder / f"waits-{fits}")
+        child.wait()
+    return DummyClassifier(strategy=params["strategy"]).fit(rows, target)
+'''
+
 
 def toy_declaration(name: str, **sections: object) -> dict[str, object]:
     """A pipeline that trains in a second and is retried at once."""
@@ -71,7 +94,7 @@ def toy_declaration(name: str, **sections: object) -> dict[str, object]:
     }
 
 
-TOYS = ("loop", "burst", "failing", "killed", "shown")
+TOYS = ("loop", "burst", "failing", "killed", "tuned", "shown")
 QUIET = {"schedule": "@monthly", "monitor": {}, "validate_model": {"versus_champion": None}}
 """Nothing of these pipelines runs by itself within a test, and whatever they train passes its gate."""
 FLEETS: dict[str, dict[str, object]] = {
@@ -98,11 +121,23 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
             file.unlink()
     (dags / "toys").mkdir()
     (dags / "toys" / "slow.py").write_text(SLOW)
-    slow = {"train": {"function": "slow:fit", "params": {"marker": str(home / "asked")}}}
+    (dags / "toys" / "waiting.py").write_text(WAITING)
+    special: dict[str, dict[str, object]] = {
+        "killed": {"train": {"function": "slow:fit", "params": {"marker": str(home / "asked")}}},
+        "tuned": {
+            "train": {"function": "waiting:fit", "params": {"folder": str(home / "waiting")}},
+            "tune": {
+                "space": {"strategy": {"choices": ["prior", "stratified", "uniform"]}},
+                "trials": 6,
+                "folds": 2,
+                "metric": "log_loss",
+            },
+            "runtime": {"python": sys.executable},
+        },
+    }
     for name in TOYS:
         (dags / name).mkdir()
-        sections = slow if name == "killed" else {}
-        (dags / "toys" / f"{name}.yaml").write_text(yaml.safe_dump(toy_declaration(name, **sections)))
+        (dags / "toys" / f"{name}.yaml").write_text(yaml.safe_dump(toy_declaration(name, **special.get(name, {}))))
     (dags / "toys" / "crew.py").write_text(FLEET)
     for name, sections in FLEETS.items():
         (dags / name).mkdir()
@@ -115,6 +150,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "2",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW_MLOPS_RUNTIMES": str(home / "runtimes"),
     }
     with Services(home, dags, environment=environment) as services:
         services.start()

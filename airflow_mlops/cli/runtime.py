@@ -6,7 +6,7 @@ import argparse
 from datetime import UTC, datetime
 
 from airflow_mlops.backends import carrier
-from airflow_mlops.backends.runtime import environments, interpreter, prune
+from airflow_mlops.backends.runtime import environments, interpreter, prune, runtimes_folder
 from airflow_mlops.errors import DeclarationError
 from airflow_mlops.spec import load_declarations
 from airflow_mlops.spec.base import format_size, parse_duration
@@ -27,7 +27,10 @@ def build(options: argparse.Namespace) -> int:
 
 def ls(options: argparse.Namespace) -> int:
     """List the environments, the one last used first."""
-    for each in environments():
+    found = environments()
+    if not found:
+        print(f"no environment was built in {runtimes_folder('environments')} yet")
+    for each in found:
         used = f"{datetime.fromtimestamp(each.used, UTC):%Y-%m-%d %H:%M}"
         words = " ".join(line for line in each.requirements.splitlines() if line.strip() and not line.startswith("#"))
         print(f"{used}  {format_size(each.size):>9}  {each.folder}  {words[:80]}")

@@ -163,7 +163,8 @@ class StageTask:
         except ValidationError as error:
             where = f"{type(self).__name__} {self.pipeline_name!r}"
             problems = [
-                f"{where}: argument {'.'.join(map(str, item['loc']))!r}: {item['msg']}" for item in error.errors()
+                f"{where}: argument {'.'.join(map(str, item['loc']))!r}: {item['msg'].removeprefix('Value error, ')}"
+                for item in error.errors()
             ]
             raise DeclarationError(problems) from error
         return params.resolved(self.folder)

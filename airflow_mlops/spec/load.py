@@ -278,9 +278,13 @@ def _problems(model: type[BaseModel], document: Document, name: Any, error: Vali
         elif item["type"] == "string_pattern_mismatch":
             what = f"{_dotted(path)} is {item['input']!r}, which does not have the right form"
             allowed = _form_of(context.get("pattern", ""))
+        elif item["type"] == "too_short":
+            what = f"{_dotted(path)} is {item['input']!r}"
+            allowed = f"{context['min_length']} or more"
         elif item["type"] != "value_error" and path:
             what = f"{_dotted(path)} is {item['input']!r}: {what[0].lower()}{what[1:]}"
-        elif path and ("is not a duration" in what or "is no schedule" in what):
+        elif path and (len(path) > 2 or "is not a duration" in what or "is no schedule" in what):
+            # Deep inside a section, several mistakes may stand in one line.
             what = f"{_dotted(path)}: {what}"
         line = describe(document, name if isinstance(name, str) else None, path, what, allowed=allowed, fix=fix)
         if line not in seen:

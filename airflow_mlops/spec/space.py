@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import (
+    BeforeValidator,
     Discriminator,
     Field,
     JsonValue,
@@ -108,12 +109,24 @@ def _label(choice: JsonValue) -> str:
     return json.dumps(choice, sort_keys=True, allow_nan=False)
 
 
+def _written_out(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        raise ValueError(f"a list is no range; try: {{choices: {json.dumps(value, default=str)}}}")
+    if not isinstance(value, (Mapping, Section)):
+        raise ValueError(f"{value!r} leaves nothing to search; try: write it under train.params")
+    return value
+
+
 def _kind_of(value: Any) -> str:
     given = value if isinstance(value, Mapping) else vars(value) if isinstance(value, Section) else {}
     return "Choices" if "choices" in given else "Range"
 
 
-Dimension = Annotated[Annotated[Range, Tag("Range")] | Annotated[Choices, Tag("Choices")], Discriminator(_kind_of)]
+Dimension = Annotated[
+    Annotated[Range, Tag("Range")] | Annotated[Choices, Tag("Choices")],
+    Discriminator(_kind_of),
+    BeforeValidator(_written_out),
+]
 """``{low: 0.01, high: 0.3, log: true}`` or ``{choices: [a, b]}``; told apart first, so that a mistake is told once."""
 
 Space = dict[str, Dimension]

@@ -181,7 +181,7 @@ def _one_trial(
             # Not this point of the space is wrong, but what was declared: a param that is none, a class that is none.
             raise
         log.warning("trial %d failed: %s", trial.number, error)
-        trial.set_user_attr("reason", str(error)[:1000])
+        trial.set_user_attr("reason", error.what[:1000])
         return trial.study.tell(trial, state=TrialState.FAIL)
     value = float(np.mean(scores))
     log.info("trial %d: %s %.6g with %s", trial.number, metric, value, values)

@@ -169,7 +169,7 @@ def test_run_says_in_json_what_failed_and_how_to_go_on(tmp_path: Path) -> None:
     summary = json.loads(done.stdout)
     assert summary["status"] == "failed"
     assert summary["error"]["type"] == "RegistryUnreachableError"
-    assert "--registry http://127.0.0.1:9 --resume" in summary["error"]["resume"]
+    assert summary["error"]["resume"].endswith("--registry http://127.0.0.1:9"), "nothing was done to go on with"
 
 
 def test_run_never_imports_airflow(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ SOUND = {"C": {"low": 0.1, "high": 1.0}}
 @pytest.mark.parametrize(
     ("tune", "line", "said"),
     [
-        ({"space": {"C": {"low": 9, "high": 2}}}, "C:", "low 9 is above high 2; try: {low: 2, high: 9}"),
+        ({"space": {"C": {"low": 9, "high": 2}}}, "C:", "tune.space.C: low 9 is above high 2; try: {low: 2, high: 9}"),
         (
             {"sampler": "tpee", "space": SOUND},
             "sampler:",
@@ -117,7 +117,10 @@ SOUND = {"C": {"low": 0.1, "high": 1.0}}
         ),
         ({"space": {"C": {"low": 1, "high": 2, "lg": True}}}, "lg:", "unknown key 'lg'; allowed: low, high, log, step"),
         ({"space": {"C": {"choices": [1, 2], "log": True}}}, "log:", "unknown key 'log'; allowed: choices"),
-        ({"space": {}}, "space:", "at least 1 item"),
+        ({"space": {}}, "space:", "tune.space is {}; allowed: 1 or more"),
+        ({"space": {"C": {"choices": [1]}}}, "choices:", "tune.space.C.choices is [1]; allowed: 2 or more"),
+        ({"space": {"C": [1, 2]}}, "C:", "tune.space.C: a list is no range; try: {choices: [1, 2]}"),
+        ({"space": {"C": 1}}, "C:", "tune.space.C: 1 leaves nothing to search; try: write it under train.params"),
         ({"sampler": "grid", "space": SOUND}, "C:", "a grid over 'C' would have no end; try: give the range a step"),
         ({"space": SOUND, "metric": "auc"}, "metric:", "there is no metric 'auc'; allowed: roc_auc"),
         ({"space": SOUND, "metric": "rmse"}, "metric:", "a classifier has no metric 'rmse'"),

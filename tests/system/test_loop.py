@@ -12,8 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import psutil
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from airflow_mlops.call import Outcome, Store
 from airflow_mlops.cli.services import Services
@@ -196,6 +199,39 @@ def test_a_killed_worker_is_tried_again_and_nothing_is_done_twice(running: Servi
     assert (recorded.state, recorded.attempts) == ("done", 1)
     versions = json.loads(version_search(running, name))
     assert [version["version"] for version in versions["model_versions"]] == ["1"]
+
+
+def test_a_study_in_its_own_interpreter_goes_on_after_a_kill_and_after_a_clearing(running: Services) -> None:
+    name, dag_id = "tuned", "tuned.train"
+    arrive(running, name, "2024-01")
+    until(running, lambda: dag_id in parsed(running))
+    run_id = running.trigger(dag_id, {"window": "2024-01"})
+    waiting = running.home / "waiting"
+
+    until(running, (waiting / "waits-5").exists)
+    task_processes(running, dag_id, run_id, "tune")[-1].send_signal(signal.SIGKILL)
+    until(running, lambda: not alive(waiting / "waits-5"))
+
+    until(running, (waiting / "waits-9").exists)
+    body = {"dry_run": False, "dag_run_id": run_id, "task_ids": ["tune"], "only_failed": False}
+    running.airflow("POST", f"dags/{dag_id}/clearTaskInstances", body)
+    until(running, lambda: not alive(waiting / "waits-9"))
+
+    until(running, lambda: states(running, dag_id)[run_id] in ENDED)
+    assert states(running, dag_id)[run_id] == "success"
+    (journal,) = (running.store / "studies" / name).glob("*.journal")
+    trials = optuna.load_study(study_name="study", storage=JournalStorage(JournalFileBackend(str(journal)))).trials
+    assert [(trial.number, trial.state.name) for trial in trials] == [(number, "COMPLETE") for number in range(6)]
+
+
+def alive(file: Path) -> list[int]:
+    """Those of the processes that a file names that go on; one that has ended may wait for its parent to notice."""
+    found = []
+    for pid in map(int, file.read_text().split()):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                found.append(pid)
+    return found
 
 
 def task_processes(running: Services, dag_id: str, run_id: str, task_id: str) -> list[psutil.Process]:
