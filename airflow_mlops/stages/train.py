@@ -355,7 +355,7 @@ def _log_model(
         trusted = trusted_types(file, code)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = infer_signature(example, model.predict(example))
+        found = infer_signature(example, predict(model, example))
     # A null in the example says that a value may be missing, not that the column may.
     inputs: list[ColSpec | TensorSpec] = [
         ColSpec(column.type, column.name, required=True) for column in found.inputs.inputs
@@ -383,6 +383,21 @@ def _log_model(
         raise RegistryUnreachableError(f"MLflow does not take the model: {error}") from error
     digest = model_digest(file) if skops_format else _logged_digest(logged.model_uri)
     return facts.model_copy(update={"model_uri": logged.model_uri, "model_digest": digest})
+
+
+def predict(model: Any, rows: pd.DataFrame) -> np.ndarray[Any, Any]:
+    """What a model says of rows, one prediction for each.
+
+    Raises:
+        CodeError: when it raises, or says more or less.
+    """
+    name = type(model.steps[-1][1] if isinstance(model, SklearnPipeline) else model).__name__
+    with user_code(f"predict of {name}"):
+        said = np.asarray(model.predict(rows))
+    if said.shape[:1] != (len(rows),):
+        many = f"{len(said)} predictions" if said.shape else repr(said.item())
+        raise CodeError(f"predict of {name} gives {many} for {len(rows)} rows", allowed="one prediction for each row")
+    return said
 
 
 def _not_for_skops(error: BaseException) -> CodeError:

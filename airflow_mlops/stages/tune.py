@@ -38,6 +38,7 @@ from airflow_mlops.stages.train import (
     fit_preprocess,
     make_estimator,
     make_features,
+    predict,
     raw_columns,
     user_code,
 )
@@ -222,20 +223,20 @@ def _task_of(model: Any, target: pd.Series[Any]) -> Task | None:
 
 def _scores(model: Any, fold: _Fold, classes: Any, metric: str) -> Scores:
     """What a model says of the rows held out."""
-    with user_code(f"predict of {type(model).__name__}"):
-        if classes is None:
-            return Scores(fold.truth, np.asarray(model.predict(fold.held), dtype=float))
-        if hasattr(model, "predict_proba"):
+    if classes is None:
+        return Scores(fold.truth, predict(model, fold.held).astype(float))
+    if hasattr(model, "predict_proba"):
+        with user_code(f"predict_proba of {type(model).__name__}"):
             probability = np.zeros((len(fold.truth), len(classes)))
             probability[:, np.searchsorted(classes, model.classes_)] = model.predict_proba(fold.held)
-            return Scores(fold.truth, probability.argmax(axis=1), probability)
-        if METRICS[metric].needs == "probability":
-            raise CodeError(
-                f"{type(model).__name__} gives labels without probabilities, which {metric!r} is made of",
-                fix="declare tune.metric: one that is made of labels, such as accuracy",
-            )
-        said = np.searchsorted(classes, np.asarray(model.predict(fold.held)))
-        return Scores(fold.truth, said, np.eye(len(classes))[said])
+        return Scores(fold.truth, probability.argmax(axis=1), probability)
+    if METRICS[metric].needs == "probability":
+        raise CodeError(
+            f"{type(model).__name__} gives labels without probabilities, which {metric!r} is made of",
+            fix="declare tune.metric: one that is made of labels, such as accuracy",
+        )
+    said = np.searchsorted(classes, predict(model, fold.held))
+    return Scores(fold.truth, said, np.eye(len(classes))[said])
 
 
 def _folds(table: pa.Table, params: Tune, classes: Any) -> list[_Fold]:

@@ -59,11 +59,28 @@ class Mean(BaseEstimator):
     def predict(self, X):
         return np.full(len(X), self.mean_)
 
+class Said(Mean):
+    def __init__(self, what=None):
+        self.what = what
+    def predict(self, X):
+        return self.what[:] if self.what else 1 / 0
+
+def short(X, y, params):
+    return Said([1]).fit(X, y)
+
+def broken(X, y, params):
+    return Said().fit(X, y)
+
 def plain(X, y, params):
     return Plain()
 
 def mean(X, y, params):
     return Mean().fit(X, y)
+
+def local(X, y, params):
+    class Local(Mean):
+        pass
+    return Local().fit(X, y)
 
 def not_a_transformer():
     return 7
@@ -281,6 +298,18 @@ def untrainable(world: World, said: str, error: type[MlopsError], table: pa.Tabl
         ),
         ({"function": "faulty.features:mean", "ml_task": "binary"}, "Mean has no classes_"),
         ({"preprocess": "faulty.features:not_a_transformer"}, "gives int; allowed: an unfitted transformer"),
+        (
+            {"function": "faulty.features:short", "ml_task": "regression"},
+            "predict of Said gives 1 predictions for 5 rows; allowed: one prediction for each row",
+        ),
+        (
+            {"function": "faulty.features:broken", "ml_task": "regression"},
+            "predict of Said raised ZeroDivisionError: division by zero",
+        ),
+        (
+            {"function": "faulty.features:local", "ml_task": "regression"},
+            "written with skops: .*at the top of",
+        ),
         ({"function": "faulty.features:fit"}, "faulty.features:fit raised AssertionError"),
     ],
 )
