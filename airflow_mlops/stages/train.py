@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import inspect
 import json
@@ -28,11 +27,11 @@ from sklearn.pipeline import Pipeline as SklearnPipeline
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
-from airflow_mlops.call.code import load, split_path, told, unpack
+from airflow_mlops.call.code import load, split_path, unpack
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
 from airflow_mlops.drift.summary import profile
-from airflow_mlops.errors import CodeError, DataError, MlopsError, RegistryError, RegistryUnreachableError
+from airflow_mlops.errors import CodeError, DataError, RegistryError, RegistryUnreachableError
 from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
 from airflow_mlops.spec.metrics import Task
@@ -53,6 +52,7 @@ from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.prepare import call_features
 from airflow_mlops.stages.rows import row_hashes
 from airflow_mlops.stages.tables import read_table, require_columns, to_frame
+from airflow_mlops.stages.team_code import predict, user_code
 
 log = logging.getLogger(__name__)
 
@@ -199,27 +199,6 @@ def fit_preprocess(frame: pd.DataFrame, target: pd.Series[Any], params: ModelPar
 def fit_model(values: Any, target: pd.Series[Any], params: ModelParams) -> Any:
     """The model alone, fitted on what comes out of the preprocessing."""
     return _fit_estimator(params, values, target) if params.estimator else _fit_function(params, values, target)
-
-
-@contextlib.contextmanager
-def user_code(name: str) -> Any:
-    """Name the code that raised, and keep what a retry may mend as it is."""
-    try:
-        yield
-    except (MlopsError, MemoryError, ConnectionError, TimeoutError):
-        raise
-    except Exception as error:
-        raise CodeError(f"{name} raised {told(error)}", fix=_advice(str(error))) from error
-
-
-def _advice(text: str) -> str:
-    if "infinity" in text:
-        return "validate the data with a schema (data.schema), or replace infinite values in prepare.features"
-    if "NaN" in text:
-        return "declare prepare.preprocess with an imputer, or take an estimator that handles missing values"
-    if "could not convert string" in text:
-        return "encode texts in prepare.preprocess, or leave prepare.preprocess out"
-    return "run it on a few rows by hand: airflow-mlops run shows the whole traceback with --verbose"
 
 
 def _preprocess(params: ModelParams, frame: pd.DataFrame) -> Any:
@@ -383,21 +362,6 @@ def _log_model(
         raise RegistryUnreachableError(f"MLflow does not take the model: {error}") from error
     digest = model_digest(file) if skops_format else _logged_digest(logged.model_uri)
     return facts.model_copy(update={"model_uri": logged.model_uri, "model_digest": digest})
-
-
-def predict(model: Any, rows: pd.DataFrame) -> np.ndarray[Any, Any]:
-    """What a model says of rows, one prediction for each.
-
-    Raises:
-        CodeError: when it raises, or says more or less.
-    """
-    name = type(model.steps[-1][1] if isinstance(model, SklearnPipeline) else model).__name__
-    with user_code(f"predict of {name}"):
-        said = np.asarray(model.predict(rows))
-    if said.shape[:1] != (len(rows),):
-        many = f"{len(said)} predictions" if said.shape else repr(said.item())
-        raise CodeError(f"predict of {name} gives {many} for {len(rows)} rows", allowed="one prediction for each row")
-    return said
 
 
 def _not_for_skops(error: BaseException) -> CodeError:

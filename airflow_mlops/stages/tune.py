@@ -33,14 +33,13 @@ from airflow_mlops.stages.scoring import evaluate
 from airflow_mlops.stages.study import TuningStudy
 from airflow_mlops.stages.study_plots import draw
 from airflow_mlops.stages.tables import read_table, require_columns, to_frame
+from airflow_mlops.stages.team_code import predict, user_code
 from airflow_mlops.stages.train import (
     fit_model,
     fit_preprocess,
     make_estimator,
     make_features,
-    predict,
     raw_columns,
-    user_code,
 )
 
 log = logging.getLogger(__name__)
