@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from airflow_mlops.errors import DeclarationError
 from airflow_mlops.spec.base import Callable, Duration, Names, Section
 from airflow_mlops.spec.load import SEVERAL, Document, read_documents, to_yaml, validate
-from airflow_mlops.spec.pipeline import DataDrift
+from airflow_mlops.spec.pipeline import DriftRule
 
 ColumnType = Literal["integer", "number", "boolean", "string", "timestamp", "date"]
 Severity = Literal["warn", "stop"]
@@ -121,7 +121,7 @@ class Quarantine(Section):
     """The largest share of rows that may be set aside; more of them stop the run."""
 
 
-class Skew(DataDrift):
+class Skew(DriftRule):
     """Whether the rows look like those the champion was trained on, by the rule that monitoring judges by.
 
     Columns that are gone or hold another type stop the run; values that have moved warn. Before the first champion

@@ -191,11 +191,12 @@ class ValidateModel(Section):
     """The comparison with the champion; ``null`` compares with the absolute limits only."""
 
 
-class DataDrift(Section):
-    """When a window counts as drifted from the champion's reference."""
+class DriftRule(Section):
+    """When rows count as moved from the champion's reference: chance does not explain it, and it is far enough."""
 
-    false_alarm_rate: float = Field(0.01, gt=0, lt=0.5)
-    """The chance of an alarm on a window without drift, over all columns together (Bonferroni)."""
+    false_alarm_rate: float = Field(0.01, ge=1e-6, lt=0.5)
+    """The chance of an alarm on a window without drift, over all columns together. The thresholds for it are found on
+    the reference, for windows of this size and length; ``airflow-mlops calibrate`` shows them."""
     min_effect: float = Field(0.1, ge=0)
     """How far a column of numbers must move to count, in standard deviations of the reference (normed Wasserstein)."""
     min_category_effect: float = Field(0.1, ge=0, le=1)
@@ -204,6 +205,23 @@ class DataDrift(Section):
     """Fewer rows than this decide nothing."""
     columns: Names = ()
     """The columns watched. Default: every raw feature column."""
+
+
+class DataDrift(DriftRule):
+    """When a window counts as drifted from the champion's reference."""
+
+    consecutive: int | None = Field(None, ge=1, le=100)
+    """How many windows in a row must find the same column moved before it is drift; until then the verdict is
+    ``warn``. Only windows that share no time confirm each other. Default: 1 for windows of a week and longer, where
+    waiting for another one costs more than a training that the gate turns away, and 2 for shorter ones."""
+    within: int | None = Field(None, ge=1, le=100)
+    """Among how many windows these must lie, as in ``{consecutive: 2, within: 3}``. Default: as many, so in a row."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> DataDrift:
+        if self.within is not None and self.within < (self.consecutive or 1):
+            raise ValueError("'within' must be at least 'consecutive'")
+        return self
 
 
 class Monitor(Section):
