@@ -66,13 +66,13 @@ class Cells(NamedTuple):
             encoded = values.cast("string").dictionary_encode()
             words = [self.groups.get(word, self.size - 2) for word in encoded.dictionary.to_pylist()]
             codes = encoded.indices.fill_null(len(words)).to_numpy(zero_copy_only=False)
-            return np.array([*words, self.size - 1], np.intp)[codes]
+            return np.asarray(np.array([*words, self.size - 1], np.intp)[codes])
         if not isinstance(values, np.ndarray):
             values = values.cast("float64", safe=False).to_numpy(zero_copy_only=False)
         found = np.searchsorted(self.edges, values, side="right").astype(np.intp)
         found[np.isinf(values)] = self.size - 2
         found[np.isnan(values)] = self.size - 1
-        return found
+        return np.asarray(found)
 
     def expected(self, column: ColumnProfile) -> npt.NDArray[np.float64]:
         """The reference's own counts, with what it must be thought to hold in the cells where it has no row.

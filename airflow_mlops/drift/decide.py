@@ -117,7 +117,9 @@ def decide(
             f"the reference has no column {', '.join(map(repr, unknown))}", allowed=", ".join(reference.columns)
         )
     if min(reference.rows, current.rows) < rule.min_rows:
-        reason = f"{current.rows} rows against {reference.rows} of the reference; at least {rule.min_rows} each are needed"
+        reason = (
+            f"{current.rows} rows against {reference.rows} of the reference; at least {rule.min_rows} each are needed"
+        )
         return Decision("insufficient_data", (reason,), (), False, None, "")
     judged = _Judged(reference, current, rule)
     words = tuple(judged.word(fact) for fact in judged.facts)
@@ -145,7 +147,8 @@ def _unconfirmed(
         return None
     wanted = rule.consecutive or (1 if window[1] - window[0] >= _LONG else 2)
     within = max(rule.within or wanted, wanted)
-    counted, free = [], window[0]
+    counted: list[Past] = []
+    free = window[0]
     for past in sorted(history, key=lambda each: each.end, reverse=True):
         if past.end <= free and len(counted) < within - 1:
             counted.append(past)
@@ -213,7 +216,9 @@ class _Judged:
         number = fact.kind == "number"
         effect = (wasserstein if number else jensen_shannon)(*pair)
         floor = self.rule.min_effect if number else self.rule.min_category_effect
-        z, times, chance = self._distance(next(at for at, names in enumerate(self.names) if fact.name in names), fact.name)
+        z, times, chance = self._distance(
+            next(at for at, names in enumerate(self.names) if fact.name in names), fact.name
+        )
         moved = effect >= floor and self._beyond(z)
         if moved:
             note = (explain.number if number else explain.category)(*pair, effect, times)
@@ -228,7 +233,8 @@ class _Judged:
 
     def _distance(self, at: int, name: str) -> tuple[float, float, float]:
         """A column's z, how many times chance it is, and how often chance gives that; by its farthest statistic."""
-        assert self.null is not None
+        if self.null is None:
+            return 0.0, 0.0, 1.0
         column = self.names[at].index(name)
         found = self.found[at][:, column]
         every = self.null.z(at, self.found[at])[:, column]

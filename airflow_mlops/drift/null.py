@@ -79,7 +79,7 @@ def metric(group: Group, rows: Floats) -> Metric:
 def distances(difference: Floats, how: Metric) -> Floats:
     """The distances of differences of shares ``(..., columns, cells)``: ``(statistics, ..., columns)``."""
     if not how.ordered:
-        return np.sqrt(np.einsum("...k,...k->...", difference * difference, how.squares))[None]
+        return np.asarray(np.sqrt(np.einsum("...k,...k->...", difference * difference, how.squares))[None])
     steps = np.cumsum(difference, axis=-1)[..., :-1]
     rank = np.sqrt(np.einsum("...k,...k->...", steps * steps, how.squares))
     np.abs(steps, out=steps)
@@ -87,7 +87,7 @@ def distances(difference: Floats, how: Metric) -> Floats:
 
 
 def _shares(counts: Floats) -> Floats:
-    return counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1.0)
+    return np.asarray(counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1.0))
 
 
 class Memory(NamedTuple):
@@ -144,7 +144,7 @@ def _growth(follow: Floats, length: float) -> Floats:
     if length <= 1:
         return np.ones_like(follow)
     power = follow**length
-    return (1 + follow) / (1 - follow) - 2 * follow * (1 - power) / (length * (1 - follow) ** 2)
+    return np.asarray((1 + follow) / (1 - follow) - 2 * follow * (1 - power) / (length * (1 - follow) ** 2))
 
 
 class Null(NamedTuple):
@@ -161,7 +161,7 @@ class Null(NamedTuple):
 
     def z(self, group: int, found: Floats) -> Floats:
         """Distances on the common scale."""
-        return (found - self.centre[group]) / self.spread[group]
+        return np.asarray((found - self.centre[group]) / self.spread[group])
 
     def threshold(self, rate: float) -> float:
         """What the largest z exceeds with this chance."""
@@ -263,9 +263,7 @@ def _runs(random: np.random.Generator, replicates: int, count: int, length: floa
     return np.asarray(spread / (run * each.sum()), dtype=np.float32)
 
 
-def _between(
-    kept: Memory, weights: Floats, span: float, run: int, count: int, random: np.random.Generator
-) -> Floats:
+def _between(kept: Memory, weights: Floats, span: float, run: int, count: int, random: np.random.Generator) -> Floats:
     """What days differ by beyond independent rows, ``(replicates, columns, cells)``."""
     length = max(span, 1.0)
     pieces = min(run, length)

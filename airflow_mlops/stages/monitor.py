@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from airflow_mlops.call.store import Store, digest_of_file
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, Verdict
-from airflow_mlops.drift.decide import Decision, decide
+from airflow_mlops.drift.decide_rows import Decision, decide
 from airflow_mlops.errors import RegistryUnreachableError
 from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call
-from airflow_mlops.drift.decide import decide
+from airflow_mlops.drift.decide_rows import decide
 from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.spec.data_schema import DataSchema, Skew, Volume
-from airflow_mlops.spec.pipeline import DataDrift
+from airflow_mlops.spec.pipeline import DriftRule
 from airflow_mlops.spec.stages import ValidateData
 from airflow_mlops.stages.model_io import PROFILE, REFERENCE, Facts, arrow_type, download, read_facts, takes
 from airflow_mlops.stages.tables import canonical
@@ -83,7 +83,7 @@ def _check_columns(facts: Facts, arrow: pa.Schema) -> Iterator[Checked]:
 
 
 def _check_values(skew: Skew, reference: pa.Table, sample: pa.Table) -> Iterator[Checked]:
-    rule = DataDrift.model_validate(skew.model_dump(exclude={"on_skew"}))
+    rule = DriftRule.model_validate(skew.model_dump(exclude={"on_skew"}))
     decision = decide(reference, sample, rule)
     if decision.status == "insufficient_data":
         yield Checked(_VALUES, "not_judged", f"the values were not compared: {decision.reasons[0]}")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_mlops.drift.decide import ColumnDrift, Decision, decide
+from airflow_mlops.drift.decide_rows import ColumnDrift, Decision, decide
 from airflow_mlops.errors import SchemaError
 from airflow_mlops.spec.pipeline import DataDrift
 from tests import toy
