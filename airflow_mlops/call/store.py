@@ -252,18 +252,24 @@ class Store:
 
     def read_json(self, *parts: str) -> Any | None:
         """The JSON in a named place, or None where there is nothing."""
-        uri = self.uri(*parts)
-        try:
-            with reaching(uri), fsspec.open(uri, "rb") as file:
-                data = file.read()
-        except StoreError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return None
-            raise
+        uri, data = self.uri(*parts), self.read_bytes(*parts)
+        if data is None:
+            return None
         try:
             return json.loads(data)
         except ValueError as error:
             raise StoreError(f"{uri} is not JSON: {error}", fix="remove the file, or put back what it held") from error
+
+    def read_bytes(self, *parts: str) -> bytes | None:
+        """What stands in a named place, or None where there is nothing."""
+        uri = self.uri(*parts)
+        try:
+            with reaching(uri), fsspec.open(uri, "rb") as file:
+                return bytes(file.read())
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
 
     def create_json(self, value: Any, *parts: str) -> bool:
         """Put JSON in a named place unless something is there; say whether it was put."""

@@ -112,6 +112,25 @@ def parser_of_commands() -> argparse.ArgumentParser:
         each.add_argument("--store", metavar="URI", help=f"the artifact store (default: {STATE_FOLDER}/store)")
         each.set_defaults(handler=_cache, command_name=handler)
 
+    drift = commands.add_parser(
+        "drift",
+        help="compare two data sets: exit code 0 no drift, 3 drift, 4 not enough data, 2 bad input",
+        description="Say of every column whether it moved. REF and CUR are Parquet or CSV files, folders of them, "
+        "patterns with *, or saved profiles, at any fsspec URI.",
+    )
+    drift.add_argument("--reference", required=True, metavar="REF", help="what is held against")
+    drift.add_argument("--current", required=True, metavar="CUR", help="what is judged")
+    drift.add_argument("--columns", nargs="+", metavar="NAME", help="these columns only (default: all)")
+    drift.add_argument(
+        "--time", metavar="NAME", help="the time column: chance is then learnt from the reference's days"
+    )
+    drift.add_argument("--false-alarm-rate", type=float, metavar="SHARE", help="over all columns (default: 0.01)")
+    drift.add_argument("--min-rows", type=int, metavar="N", help="fewer rows decide nothing (default: 200)")
+    drift.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    drift.add_argument("--html", metavar="FILE", help="write Evidently's report there")
+    drift.add_argument("--save-profile", metavar="FILE", help="keep the profile of CUR there, as a later REF or CUR")
+    drift.set_defaults(handler=_drift)
+
     demo = commands.add_parser("demo", help="run the flights demo: a real Airflow and MLflow on this machine")
     demo.add_argument("--dags", default="dags", metavar="DIR", help="the folder with the demo's DAGs and data")
     demo.add_argument("--months", type=int, default=None, metavar="N", help="how many months arrive")
@@ -162,6 +181,12 @@ def _cache(options: argparse.Namespace) -> int:
     from airflow_mlops.cli import cache
 
     return int(getattr(cache, options.command_name)(options, Path(STATE_FOLDER)))
+
+
+def _drift(options: argparse.Namespace) -> int:
+    from airflow_mlops.cli.drift import drift
+
+    return drift(options)
 
 
 def _pools(options: argparse.Namespace) -> int:

@@ -132,8 +132,11 @@ def count_blocks(batches: Iterable[Batch], time: str, edges: Integers, cells: Ma
         inside = (at >= 0) & (at < blocks)
         at = at[inside]
         rows += np.bincount(at, minlength=blocks)
+        names = batch.schema.names
         for name, each in cells.items():
-            codes = np.asarray(each.codes(_plain(_one(batch.column(name)))))[inside]
+            # A file of another time may lack a column.
+            values = _plain(_one(batch.column(name))) if name in names else pa.nulls(batch.num_rows, pa.float64())
+            codes = np.asarray(each.codes(values))[inside]
             flat = np.bincount(at * each.size + codes, minlength=blocks * each.size)
             counts[name] += flat.reshape(blocks, each.size)
     return Blocks(np.asarray(edges, np.int64), rows, counts)

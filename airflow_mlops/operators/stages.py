@@ -298,6 +298,7 @@ class TrainModelOperator(StageOperator):
     :param drop: raw columns that the model never sees.
     :param group: the column of a split by group.
     :param windows: how many windows the rows span; kept with the model.
+    :param time: the time column, by which the drift reference is cut into blocks.
     :param ml_task: ``binary``, ``multiclass`` or ``regression``. Default: told from the estimator and the target.
     :param seed: the random state of an estimator that takes one.
     :param serialization: ``skops``, which runs no code when the model is loaded, or ``cloudpickle``.
@@ -324,6 +325,7 @@ class TrainModelOperator(StageOperator):
         drop: Sequence[str] = (),
         group: str | None = None,
         windows: int = 1,
+        time: str | None = None,
         ml_task: str | None = None,
         seed: int = 0,
         serialization: Literal["skops", "cloudpickle"] = "skops",
@@ -344,6 +346,7 @@ class TrainModelOperator(StageOperator):
             "drop": list(drop),
             "group": group,
             "windows": windows,
+            "time": time,
             "ml_task": ml_task,
             "seed": seed,
             "serialization": serialization,

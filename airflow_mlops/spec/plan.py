@@ -130,6 +130,7 @@ def train_plan(pipeline: Pipeline) -> tuple[Node, ...]:
             stages.Train(
                 **model,
                 windows=train.windows.last,
+                time=data.time,
                 serialization=train.serialization,
                 declaration=dump_pipeline(pipeline),
             ),

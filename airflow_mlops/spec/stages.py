@@ -223,6 +223,8 @@ class Train(ModelParams):
     """How the model is written."""
     windows: int = Field(1, ge=1)
     """How many windows the rows span; kept with the model, for what is compared with it per window."""
+    time: str | None = None
+    """The time column, by which the drift reference is cut into blocks: rows of one day resemble each other."""
     declaration: str | None = None
     """The pipeline's own YAML, logged with the run."""
 

@@ -65,6 +65,14 @@ def extract(params: Extract, window: Window | None, store: Store, call: Call | N
     return _together(params, windows, _from_files(params, params.source, windows, store, call), store)
 
 
+def extract_parts(params: Extract, window: Window | None, store: Store, call: Call | None = None) -> list[ArtifactRef]:
+    """The same rows, one file for each window that has rows, where the source has files of their own for windows."""
+    if isinstance(params.source, SqlSource) or "{window}" not in params.source or window is None:
+        return [extract(params, window, store, call)]
+    windows = last_windows(params.grain, window, params.last)
+    return _full(params, windows, _from_files(params, params.source, windows, store, call))
+
+
 def _from_files(
     params: Extract, source: str, windows: tuple[Window, ...], store: Store, call: Call | None
 ) -> list[ArtifactRef]:
@@ -117,15 +125,20 @@ def _from_database(
 
 def _together(params: Extract, windows: tuple[Window, ...], parts: list[ArtifactRef], store: Store) -> ArtifactRef:
     """The parts as one file; a part that is all there is, is that file."""
+    full = _full(params, windows, parts)
+    if len(full) == 1:
+        return full[0]
+    return _write([FileInput(str(store.fetch(part))) for part in full], params, (), store)
+
+
+def _full(params: Extract, windows: tuple[Window, ...], parts: list[ArtifactRef]) -> list[ArtifactRef]:
     full = [part for part in parts if part.rows]
     if not full:
         raise DataNotFoundError(
             f"{params.source} has no rows{_in_windows(windows)}",
             fix="give another window, or wait until its data has arrived",
         )
-    if len(full) == 1:
-        return full[0]
-    return _write([FileInput(str(store.fetch(part))) for part in full], params, (), store)
+    return full
 
 
 def _write(inputs: Sequence[Input], params: Extract, windows: tuple[Window, ...], store: Store) -> ArtifactRef:

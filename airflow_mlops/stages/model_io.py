@@ -35,10 +35,9 @@ logging.getLogger("mlflow").propagate = True
 
 FACTS = "mlops/model.json"
 ROWS = "mlops/training_rows.parquet"
-REFERENCE = "mlops/reference.parquet"
 INPUTS = "mlops/inputs.json"
 DECLARATION = "mlops/pipeline.yaml"
-PROFILE = "mlops/profile.json"
+PROFILE = "mlops/profile.bin"
 
 TRUSTED_TYPES = frozenset(
     {

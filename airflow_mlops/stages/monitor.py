@@ -1,4 +1,8 @@
-"""Monitoring: a window's rows against the reference of the champion that serves today."""
+"""Monitoring: a window's rows against the reference of the champion that serves today.
+
+What is compared are profiles: the champion's was logged with it, and each file's is kept under the digest of its rows,
+so a window is read once, however often and in however many comparisons it is looked at.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import pyarrow.parquet as pq
 
 from airflow_mlops.call.store import Store, digest_of_file
-from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, Verdict
-from airflow_mlops.drift.decide_rows import Decision, decide
-from airflow_mlops.errors import RegistryUnreachableError
+from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, Verdict, digest_of
+from airflow_mlops.drift.decide import Decision, decide
+from airflow_mlops.drift.profile import DatasetProfile
+from airflow_mlops.errors import RegistryUnreachableError, SchemaError
 from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
 from airflow_mlops.registry.verdicts import Verdicts
 from airflow_mlops.spec.stages import Monitor
-from airflow_mlops.stages.extract import extract
-from airflow_mlops.stages.model_io import REFERENCE, download
+from airflow_mlops.stages.extract import extract_parts
+from airflow_mlops.stages.model_io import PROFILE, download
 from airflow_mlops.stages.outcome import outcome_of
-from airflow_mlops.stages.tables import read_table
+from airflow_mlops.stages.profiles import profile_of
 
 log = logging.getLogger(__name__)
 
@@ -30,39 +34,48 @@ REPORT = "report.html"
 
 
 def run(call: Call, params: Monitor, store: Store) -> Outcome:
-    """Judge the window; outputs ``verdict`` and, where rows were compared, Evidently's ``report``."""
+    """Judge the window; outputs ``verdict`` and, on an alarm, Evidently's ``report``."""
     registry = ModelRegistry.of(call, store)
     champion = registry.need_champion()
-    window = extract(params.extract, call.window, store, call)
+    parts = extract_parts(params.extract, call.window, store, call)
+    current = DatasetProfile(0, {}, params.time)
+    for part in parts:
+        current = current.merge(profile_of(part, store, params.time))
     with tempfile.TemporaryDirectory() as scratch, pointed_at(registry.ref.uri):
         folder = Path(scratch)
-        reference = pq.read_table(download(champion.run_id, REFERENCE, folder))
-        decision = decide(reference, read_table(window, store), params.data_drift)
+        kept = download(champion.run_id, PROFILE, folder).read_bytes()
+        reference = DatasetProfile.from_bytes(kept, f"the reference of version {champion.version}")
+        rule = params.data_drift
+        rule = rule.model_copy(update={"columns": rule.columns or tuple(reference.columns)})
+        decision = decide(reference, current, rule, window=_span(call))
+        _require_form(decision)
         moved = [column.column for column in decision.columns if column.word == "moved"]
         verdict = {
             "status": decision.status,
             "reasons": list(decision.reasons),
             "moved": moved,
+            "alarm": decision.alarm,
             "columns": [column._asdict() for column in decision.columns],
-            "alpha": decision.alpha,
-            "rows": window.rows,
-            "data": window.digest,
+            "threshold": decision.threshold,
+            "null": decision.null,
+            "rows": current.rows,
+            "data": parts[0].digest if len(parts) == 1 else digest_of([part.digest for part in parts]),
             "champion": champion.version,
         }
-        kept = store.put_json(verdict, "verdict")
+        written = store.put_json(verdict, "verdict")
         run_id = registry.run_of(
             call, tags={"mlops.kind": "monitor", "mlops.pipeline": call.pipeline, "mlops.champion": champion.version}
         )
-        report = _log(run_id, decision, verdict, folder / "log", registry.ref.uri)
-    registry.api.log(run_id, metrics=_metrics(decision, window.rows or 0), tags=_tags(call, decision))
+        report = _log(run_id, (reference, current), decision, verdict, folder / "log", registry.ref.uri)
+    registry.api.log(run_id, metrics=_metrics(decision, current.rows), tags=_tags(call, decision))
     registry.api.end_run(run_id, "FINISHED")
     url = registry.run_url(run_id)
     report_url = registry.run_url(run_id, REPORT) if report else None
     Verdicts(store, call.pipeline).record(call, {**verdict, "mlflow_url": url, "report_url": report_url})
     return outcome_of(
         call,
-        outputs={"verdict": kept, **({"report": report} if report else {})},
-        metrics={"rows": float(window.rows or 0), "columns_moved": float(len(moved))},
+        outputs={"verdict": written, **({"report": report} if report else {})},
+        metrics={"rows": float(current.rows), "columns_moved": float(len(moved))},
         verdict=Verdict(status=decision.status, reasons=decision.reasons),
         info={
             "champion": champion.version,
@@ -74,14 +87,38 @@ def run(call: Call, params: Monitor, store: Store) -> Outcome:
     )
 
 
-def _log(run_id: str, decision: Decision, verdict: dict[str, Any], folder: Path, uri: str) -> ArtifactRef | None:
-    """Keep the verdict and the report with the run."""
+def _span(call: Call) -> tuple[Any, Any] | None:
+    return (call.window.start, call.window.end) if call.window else None
+
+
+def _require_form(decision: Decision) -> None:
+    """Refuse a window whose columns are not what they were: no retraining mends that, and a person must look."""
+    broken = [column.note for column in decision.columns if column.word == "broken"]
+    if broken:
+        raise SchemaError(
+            f"the window has not the form of the reference: {'; '.join(broken)}",
+            fix="mend the data at its source, or train a model on data of this form",
+        )
+
+
+def _log(
+    run_id: str,
+    sides: tuple[DatasetProfile, DatasetProfile],
+    decision: Decision,
+    verdict: dict[str, Any],
+    folder: Path,
+    uri: str,
+) -> ArtifactRef | None:
+    """Keep the verdict with the run, and the report where there is an alarm."""
     folder.mkdir()
     (folder / "verdict.json").write_text(json.dumps(verdict, indent=1))
     report = None
-    if decision.report is not None:
+    if decision.alarm:
+        # Evidently takes seconds to import, which a window without an alarm does not pay.
+        from airflow_mlops.drift.report import write_html
+
         file = folder / REPORT
-        decision.report.save_html(str(file))
+        write_html(*sides, decision, file)
         report = ArtifactRef(uri=f"runs:/{run_id}/{REPORT}", digest=digest_of_file(file), kind="report")
     try:
         mlflow.MlflowClient().log_artifacts(run_id, str(folder))

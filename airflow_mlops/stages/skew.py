@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +11,15 @@ import pyarrow.parquet as pq
 
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call
-from airflow_mlops.drift.decide_rows import decide
+from airflow_mlops.drift.collect import profile_batches
+from airflow_mlops.drift.decide import decide
+from airflow_mlops.drift.profile import DatasetProfile
 from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.spec.data_schema import DataSchema, Skew, Volume
 from airflow_mlops.spec.pipeline import DriftRule
 from airflow_mlops.spec.stages import ValidateData
-from airflow_mlops.stages.model_io import PROFILE, REFERENCE, Facts, arrow_type, download, read_facts, takes
+from airflow_mlops.stages.model_io import PROFILE, Facts, arrow_type, download, read_facts, takes
 from airflow_mlops.stages.tables import canonical
 from airflow_mlops.stages.validate_data import Checked, Result
 
@@ -44,19 +45,23 @@ def against_champion(
         scratch = Path(folder)
         facts = read_facts(champion.run_id, scratch)
         if schema.volume is not None:
-            rows = json.loads(download(champion.run_id, PROFILE, scratch).read_bytes())["rows"]
-            checked.append(_check_volume(schema.volume, result.kept / params.windows, rows / facts.windows))
+            then = _reference(champion.run_id, scratch).rows / facts.windows
+            checked.append(_check_volume(schema.volume, result.kept / params.windows, then))
         if schema.skew is not None and result.sample is not None:
             with pq.ParquetFile(file) as parquet:
                 columns = list(_check_columns(facts, canonical(parquet.schema_arrow)))
             checked += columns
             if not any(each.verdict == "stop" for each in columns):
-                reference = pq.read_table(download(champion.run_id, REFERENCE, scratch))
+                reference = _reference(champion.run_id, scratch)
                 values = list(_check_values(schema.skew, reference, result.sample))
                 checked += values
                 if schema.skew.on_skew == "retrain" and any(each.verdict == "warn" for each in values):
                     info["skew"] = "retrain"
     return checked, info
+
+
+def _reference(run_id: str, scratch: Path) -> DatasetProfile:
+    return DatasetProfile.from_bytes(download(run_id, PROFILE, scratch).read_bytes(), "the champion's reference")
 
 
 def _check_volume(volume: Volume, now: float, then: float) -> Checked:
@@ -82,9 +87,10 @@ def _check_columns(facts: Facts, arrow: pa.Schema) -> Iterator[Checked]:
         yield Checked(f"{name} is as in the champion's training", "stop" if said else "ok", said, (name,))
 
 
-def _check_values(skew: Skew, reference: pa.Table, sample: pa.Table) -> Iterator[Checked]:
+def _check_values(skew: Skew, reference: DatasetProfile, sample: pa.Table) -> Iterator[Checked]:
     rule = DriftRule.model_validate(skew.model_dump(exclude={"on_skew"}))
-    decision = decide(reference, sample, rule)
+    rule = rule.model_copy(update={"columns": rule.columns or tuple(reference.columns)})
+    decision = decide(reference, profile_batches(sample.to_batches(), sample.schema, rule.columns), rule)
     if decision.status == "insufficient_data":
         yield Checked(_VALUES, "not_judged", f"the values were not compared: {decision.reasons[0]}")
         return

@@ -30,7 +30,6 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardSc
 from airflow_mlops.call.code import load, split_path, unpack
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
-from airflow_mlops.drift.summary import profile
 from airflow_mlops.errors import CodeError, DataError, RegistryError, RegistryUnreachableError
 from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
@@ -42,7 +41,6 @@ from airflow_mlops.stages.model_io import (
     FACTS,
     INPUTS,
     PROFILE,
-    REFERENCE,
     ROWS,
     Facts,
     model_digest,
@@ -50,6 +48,7 @@ from airflow_mlops.stages.model_io import (
 )
 from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.prepare import call_features
+from airflow_mlops.stages.profiles import reference_of
 from airflow_mlops.stages.rows import row_hashes
 from airflow_mlops.stages.tables import read_table, require_columns, to_frame
 from airflow_mlops.stages.team_code import predict, user_code
@@ -57,7 +56,6 @@ from airflow_mlops.stages.team_code import predict, user_code
 log = logging.getLogger(__name__)
 
 _EXAMPLE_ROWS = 5
-_REFERENCE_ROWS = 50_000
 _MAX_CATEGORIES = 50
 _TIMES = {"date", "datetime", "time", "timedelta"}
 
@@ -390,17 +388,13 @@ def _requirements(params: Train) -> list[str]:
 
 
 def _write_bundle(folder: Path, facts: Facts, hashes: Any, call: Call, params: Train, store: Store) -> None:
-    """Write what is logged beside the model: facts, training rows, reference, profile, declaration, data digests."""
+    """Write what is logged beside the model: facts, training rows, reference, declaration, data digests."""
     folder.mkdir()
-    data = read_table(call.inputs.get("data", call.input("train")), store).select(list(facts.columns))
+    data = read_table(call.inputs.get("data", call.input("train")), store)
     Path(folder, Path(FACTS).name).write_text(facts.model_dump_json(indent=1))
     pq.write_table(pa.table({"hash": pa.array(hashes, pa.uint64())}), folder / Path(ROWS).name, compression="zstd")
-    watched = data.select(list(facts.watched))
-    Path(folder, Path(PROFILE).name).write_text(json.dumps(profile(watched), indent=1))
-    if watched.num_rows > _REFERENCE_ROWS:
-        chosen = np.sort(np.random.default_rng(params.seed).choice(watched.num_rows, _REFERENCE_ROWS, replace=False))
-        watched = watched.take(pa.array(chosen))
-    pq.write_table(watched, folder / Path(REFERENCE).name, compression="zstd")
+    reference = reference_of(data, facts.watched, params.time)
+    Path(folder, Path(PROFILE).name).write_bytes(reference.to_bytes())
     if params.declaration:
         Path(folder, Path(DECLARATION).name).write_text(params.declaration)
     inputs = {name: ref.model_dump() for name, ref in call.inputs.items()}
