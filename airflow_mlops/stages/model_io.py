@@ -27,7 +27,6 @@ from airflow_mlops.call.store import digest_of_file
 from airflow_mlops.errors import CodeError, ModelNotFoundError, RegistryUnreachableError, SchemaError, StoreError
 from airflow_mlops.spec.metrics import Task
 from airflow_mlops.stages.tables import require_columns, type_of
-from airflow_mlops.stages.team_code import name_of, predict, user_code
 
 # MLflow writes its log lines to standard error, where Airflow takes each of them for an error.
 logging.getLogger("mlflow").handlers.clear()
@@ -215,12 +214,11 @@ class Model:
         """Probabilities of shape ``(rows, classes)``, or None for a model without them."""
         if not self.gives_probabilities:
             return None
-        with user_code(f"predict_proba of {name_of(self.estimator)}"):
-            return self.estimator.predict_proba(frame)
+        return self.estimator.predict_proba(frame)
 
     def predict(self, frame: pd.DataFrame) -> Any:
         """Labels or numbers of shape ``(rows,)``."""
-        return predict(self.estimator, frame)
+        return self.estimator.predict(frame)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from airflow_mlops.spec.metrics import DEFAULT_METRICS, METRICS, metrics_of
 from airflow_mlops.spec.stages import Evaluate
 from airflow_mlops.stages.bootstrap import Scores
 from airflow_mlops.stages.model_io import Facts, Model, raw_rows
+from airflow_mlops.stages.team_code import name_of, predict, user_code
 
 
 def metric_names(params: Evaluate, facts: Facts, *, probabilities: bool) -> tuple[str, ...]:
@@ -73,11 +74,12 @@ def score_frame(model: Model, rows: pd.DataFrame, truth: np.ndarray[Any, Any]) -
     A classifier without probabilities is as sure as can be of the class that it says.
     """
     if model.facts.task == "regression":
-        return Scores(truth, np.asarray(model.predict(rows), dtype=float))
-    probability = model.probability(rows)
+        return Scores(truth, predict(model.estimator, rows).astype(float))
+    with user_code(f"predict_proba of {name_of(model.estimator)}"):
+        probability = model.probability(rows)
     if probability is None:
         index = {value: position for position, value in enumerate(model.facts.classes)}
-        said = np.array([index[value] for value in np.asarray(model.predict(rows)).tolist()], dtype=np.int64)
+        said = np.array([index[value] for value in predict(model.estimator, rows).tolist()], dtype=np.int64)
         return Scores(truth, said, np.eye(len(index))[said])
     probability = np.asarray(probability, dtype=float)
     return Scores(truth, probability.argmax(axis=1), probability)
