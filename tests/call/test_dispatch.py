@@ -103,7 +103,7 @@ def test_an_equal_training_is_not_run_again(store: Store) -> None:
 def test_a_different_training_is_run(store: Store, other: dict[str, Any]) -> None:
     asked = call("train", store=store.root, params={"target": "y", "estimator": "toynowhere.Model"})
     store.write_outcome(trained(asked))
-    with pytest.raises(Exception, match="the Call has no input"):
+    with pytest.raises(MlopsError, match="stage 'train': the stage needs a registry"):
         run(asked.model_copy(update=other))
 
 
