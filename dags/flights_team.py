@@ -14,6 +14,7 @@ from airflow_mlops.operators import (
     PrepareDataOperator,
     PromoteModelOperator,
     RegisterModelOperator,
+    StartRunOperator,
     TrainModelOperator,
     ValidateDataOperator,
     ValidateModelOperator,
@@ -37,7 +38,9 @@ with DAG(
     default_args=DEFAULTS,
     tags={"mlops", "example"},
 ):
-    rows = ExtractDataOperator(task_id="extract", **DATA)
+    # A run that an event has started takes the request that it answers, or is skipped where none is left.
+    start = StartRunOperator(task_id="start", **DATA)
+    rows = ExtractDataOperator(task_id="extract", start=start.output, **DATA)
     checked = ValidateDataOperator(
         task_id="validate", data=rows.output, data_schema="flights/schema.yaml", target="late", time="scheduled_at"
     )

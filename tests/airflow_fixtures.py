@@ -150,6 +150,53 @@ class Airflow:
             self._go_on(dag, run, session, triggers=True)
             return self.look(run)
 
+    def question(self, run: Run, task: str) -> Any:
+        """What a task has asked a person: ``subject``, ``body``, ``options``, ``defaults``, ``assignees``."""
+        from airflow.models.hitl import HITLDetail
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.utils.session import create_session
+        from sqlalchemy import select
+
+        with create_session() as session:
+            asked = select(HITLDetail).join(TaskInstance, HITLDetail.ti_id == TaskInstance.id)
+            return session.scalars(asked.where(TaskInstance.run_id == run.run_id, TaskInstance.task_id == task)).one()
+
+    def answer(self, dag_id: str, run: Run, task: str, option: str, user: str = "ann") -> Run:
+        """Answer a task's question by the function behind Airflow's REST API, and go on with the task."""
+        from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+        from airflow.api_fastapi.core_api.datamodels.hitl import UpdateHITLDetailPayload
+        from airflow.api_fastapi.core_api.routes.public.hitl import update_hitl_detail
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            update_hitl_detail(
+                self.dag(dag_id).dag_id,
+                run.run_id,
+                task,
+                UpdateHITLDetailPayload(chosen_options=[option]),
+                SimpleAuthManagerUser(username=user, role="admin"),
+                session,
+            )
+        return self.resume(dag_id, run, task)
+
+    def resume(self, dag_id: str, run: Run, task: str) -> Run:
+        """Go on with a task that was answered."""
+        from airflow.models.dagrun import DagRun
+        from airflow.sdk.definitions.dag import _run_task
+        from airflow.serialization.serialized_objects import DagSerialization
+        from airflow.utils.session import create_session
+        from sqlalchemy import select
+
+        dag = self.dag(dag_id)
+        with create_session() as session:
+            found = session.scalars(select(DagRun).filter_by(dag_id=dag.dag_id, run_id=run.run_id)).one()
+            ti = found.get_task_instance(task, session=session)
+            _run_task(ti=ti, task=dag.task_dict[task])
+            session.commit()
+            found.dag = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
+            self._go_on(dag, found, session, triggers=True)
+            return self.look(found)
+
     def _go_on(self, dag: Any, run: Any, session: Any, triggers: bool) -> None:
         """Run what can be run, until nothing can."""
         from airflow.sdk.definitions.dag import _run_task

@@ -72,6 +72,66 @@ def fit(rows, target, params):
     return DummyClassifier(strategy=params["strategy"]).fit(rows, target)
 '''
 
+STORM = '''"""Alarms by the dozen, and the trainings that they start, in DAGs of a team's own (Airflow)."""
+
+from airflow.sdk import DAG, task
+
+from airflow_mlops.call import Store
+from airflow_mlops.hooks.mlflow import store_root
+from airflow_mlops.operators import StartRunOperator, retrain_asset
+from airflow_mlops.operators.assets import retrain_alias
+from airflow_mlops.operators.base import run_key
+from airflow_mlops.operators.retraining import policy_of, reconsider
+from airflow_mlops.registry import Request, Requests
+from airflow_mlops.spec.window import parse_key
+
+MODELS = ("storm1", "storm2", "storm3")
+POLICY = {"cooldown": "1d"}
+
+
+def alarm(context, model, alias, policy, grain, key):
+    window = parse_key(grain, key)
+    wish = Request(model=model, champion=None, reason=f"drift in {key}", trigger="drift", window=window)
+    reconsider(context, Store(store_root()), model, policy_of(policy, model), alias, wish)
+
+
+def trainings(model):
+    with DAG(f"{model}.train", schedule=retrain_asset(model), catchup=False, max_active_runs=1) as dag:
+        start = StartRunOperator(task_id="start", pipeline=model, retrain=POLICY)
+
+        @task
+        def train(**context):
+            Requests(Store(store_root()), model).settle(run_key(context), "trained")
+
+        start >> train()
+    return dag
+
+
+with DAG("storm", schedule=None, catchup=False):
+    ALIASES = {model: retrain_alias(model) for model in MODELS}
+
+    @task(outlets=list(ALIASES.values()))
+    def alarms(number, **context):
+        for model in MODELS:
+            for day in range(1 + 5 * number, 6 + 5 * number):
+                alarm(context, model, ALIASES[model], POLICY, "day", f"2024-01-{day:02d}")
+
+    # Each alarm comes from two processes at once, twice in each run of the DAG.
+    alarms.expand(number=[0, 1, 1, 0])
+
+storm1, storm2, storm3 = map(trainings, MODELS)
+
+with DAG("asking_alarm", schedule=None, catchup=False):
+    ASKING = retrain_alias("asking")
+
+    @task(outlets=[ASKING])
+    def one(**context):
+        month = context["dag_run"].conf["month"]
+        alarm(context, "asking", ASKING, {"mode": "suggest", "cooldown": "0s"}, "month", month)
+
+    one()
+'''
+
 
 def toy_declaration(name: str, **sections: object) -> dict[str, object]:
     """A pipeline that trains in a second and is retried at once."""
@@ -88,13 +148,15 @@ def toy_declaration(name: str, **sections: object) -> dict[str, object]:
         "evaluate": {"plots": False},
         "validate_model": {"versus_champion": {"min_rows": 50}},
         "monitor": {"schedule": "@continuous", "poll": "2s", "data_drift": {"min_effect": 0.5}},
+        # Months pass in seconds here.
+        "retrain": {"cooldown": "0s", "max_per_week": None},
         "retries": 1,
         "retry_delay": "1s",
         **sections,
     }
 
 
-TOYS = ("loop", "burst", "failing", "killed", "tuned", "shown")
+TOYS = ("loop", "burst", "failing", "killed", "tuned", "shown", "asking")
 QUIET = {"schedule": "@monthly", "monitor": {}, "validate_model": {"versus_champion": None}}
 """Nothing of these pipelines runs by itself within a test, and whatever they train passes its gate."""
 FLEETS: dict[str, dict[str, object]] = {
@@ -134,6 +196,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
             },
             "runtime": {"python": sys.executable},
         },
+        "asking": {"retrain": {"mode": "suggest", "cooldown": "0s"}},
     }
     for name in TOYS:
         (dags / name).mkdir()
@@ -144,6 +207,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         body = {**toy_declaration(name, **sections), "name": f"{name}_{{kind}}"}
         (dags / "toys" / f"{name}.yaml").write_text(yaml.safe_dump(body))
     (dags / "toy_dags.py").write_text(LOADER)
+    (dags / "storm_dags.py").write_text(STORM)
     # A task whose worker was killed is noticed by its heartbeat; the default of five minutes is for real clusters.
     environment = {
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "10",

@@ -93,6 +93,8 @@ def declare(folder: Path, name: str = "toy", **sections: Any) -> Declaration:
         "data": {"source": "data/{window}.parquet", "target": "y", "time": "at", "key": "id"},
         "train": {"estimator": ESTIMATOR},
         "evaluate": {"plots": False},
+        # Months pass in seconds here.
+        "retrain": {"cooldown": "0s", "max_per_week": None},
     }
     for section, value in sections.items():
         merged = isinstance(value, dict) and isinstance(body.get(section), dict)

@@ -1,4 +1,4 @@
-"""Arguments in, exit codes out. Airflow is imported by ``demo`` only, and there by the processes it starts."""
+"""Arguments in, exit codes out. Airflow is imported by ``requests`` only, to ask where its store is."""
 
 from __future__ import annotations
 
@@ -131,6 +131,14 @@ def parser_of_commands() -> argparse.ArgumentParser:
     drift.add_argument("--save-profile", metavar="FILE", help="keep the profile of CUR there, as a later REF or CUR")
     drift.set_defaults(handler=_drift)
 
+    asked_for = commands.add_parser("requests", help="who asked to retrain a model, why, and what came of it")
+    asked_for.add_argument("pipeline", metavar="PIPELINE", help="the pipeline's name")
+    asked_for.add_argument("--json", action="store_true", help="print a JSON list, with every step of each request")
+    asked_for.add_argument(
+        "--store", metavar="URI", help="the artifact store (default: that of Airflow's configuration)"
+    )
+    asked_for.set_defaults(handler=_requests)
+
     demo = commands.add_parser("demo", help="run the flights demo: a real Airflow and MLflow on this machine")
     demo.add_argument("--dags", default="dags", metavar="DIR", help="the folder with the demo's DAGs and data")
     demo.add_argument("--months", type=int, default=None, metavar="N", help="how many months arrive")
@@ -187,6 +195,12 @@ def _drift(options: argparse.Namespace) -> int:
     from airflow_mlops.cli.drift import drift
 
     return drift(options)
+
+
+def _requests(options: argparse.Namespace) -> int:
+    from airflow_mlops.cli.requests import show
+
+    return show(options)
 
 
 def _pools(options: argparse.Namespace) -> int:

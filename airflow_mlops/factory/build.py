@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import reduce
+from operator import or_
 from typing import Any
 
-from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, Param
+from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, CronTriggerTimetable, Param
 
 from airflow_mlops.operators import stages as operators
-from airflow_mlops.operators.assets import model_asset, retrain_asset
+from airflow_mlops.operators.approval import ApproveRetrainingOperator
+from airflow_mlops.operators.assets import model_asset, retrain_asset, suggestion_asset
 from airflow_mlops.operators.base import StageOperator
 from airflow_mlops.operators.start import StartRunOperator
 from airflow_mlops.sensors.drift import DataDriftSensor
@@ -53,13 +56,15 @@ _EXAMPLES = {
 
 
 def build_dags(pipeline: Pipeline, base: str) -> dict[str, DAG]:
-    """Make the DAGs ``NAME.train``, ``NAME.monitor`` and ``NAME.predict``.
+    """Make the DAGs ``NAME.train``, ``NAME.monitor`` and ``NAME.predict``, and ``NAME.retrain`` to ask a person.
 
     Args:
         pipeline: the declaration.
         base: the folder that its relative paths start from.
     """
-    dags = (_train_dag(pipeline, base), _monitor_dag(pipeline, base), _predict_dag(pipeline, base))
+    dags = [_train_dag(pipeline, base), _monitor_dag(pipeline, base), _predict_dag(pipeline, base)]
+    if pipeline.retrain.mode == "suggest":
+        dags.append(_retrain_dag(pipeline))
     return {dag.dag_id: dag for dag in dags}
 
 
@@ -127,7 +132,8 @@ def _add_tasks(dag: DAG, pipeline: Pipeline, base: str, plan: tuple[Node, ...], 
         settle=extract.settle,
         grain=extract.grain,
         callables=callables_of(plan, base),
-        upstream_models=[each.model for each in pipeline.retrain.triggers if isinstance(each, ModelTrigger)],
+        upstream_models=_upstream(pipeline),
+        retrain=_policy(pipeline),
         answers_requests=answers_requests,
         isolated=pipeline.runtime is not None,
         base=base,
@@ -158,22 +164,50 @@ def _add_tasks(dag: DAG, pipeline: Pipeline, base: str, plan: tuple[Node, ...], 
             each.set_downstream(tasks[node.stage])
 
 
+def _upstream(pipeline: Pipeline) -> list[str]:
+    """The pipelines whose promotions ask for a retraining."""
+    return [each.model for each in pipeline.retrain.triggers if isinstance(each, ModelTrigger)]
+
+
+def _policy(pipeline: Pipeline) -> dict[str, Any]:
+    """The retrain policy, as operators take it."""
+    return pipeline.retrain.model_dump(mode="json")
+
+
+def _any_of(assets: list[Asset]) -> Any:
+    """What a DAG is scheduled on that any of these assets starts; None where there is none."""
+    return reduce(or_, assets) if assets else None
+
+
 def _train_dag(pipeline: Pipeline, base: str) -> DAG:
-    assets = [
-        model_asset(trigger.model) if isinstance(trigger, ModelTrigger) else retrain_asset(pipeline.name)
-        for trigger in pipeline.retrain.triggers
-    ]
-    schedule: Any = None
-    if assets:
-        schedule = assets[0]
-        for asset in assets[1:]:
-            schedule = schedule | asset
+    assets = [retrain_asset(pipeline.name)] if pipeline.retrain.triggers else []
+    if pipeline.retrain.mode != "suggest":
+        assets += [model_asset(name) for name in _upstream(pipeline)]
+    schedule = _any_of(assets)
     if pipeline.schedule:
         timetable = _cron(pipeline.schedule)
         schedule = AssetOrTimeSchedule(timetable=timetable, assets=schedule) if assets else timetable
     promote = Param(None, type=["null", "boolean"], description=_PROMOTE_HELP)
     dag = _dag(pipeline, "train", schedule, "Training", promote=promote)
     _add_tasks(dag, pipeline, base, train_plan(pipeline), answers_requests=True)
+    return dag
+
+
+def _retrain_dag(pipeline: Pipeline) -> DAG:
+    """A DAG of its own, so that a question that waits holds up neither monitoring nor trainings."""
+    upstream = [model_asset(name) for name in _upstream(pipeline)]
+    dag = _dag(pipeline, "retrain", _any_of([suggestion_asset(pipeline.name), *upstream]), "Retraining")
+    ApproveRetrainingOperator(
+        task_id="approve",
+        dag=dag,
+        pipeline=pipeline.name,
+        retrain=_policy(pipeline),
+        source=pipeline.data.model_dump()["source"],
+        grain=pipeline.grain,
+        windows=pipeline.train.windows.last,
+        estimator=pipeline.train.estimator or pipeline.train.function,
+        upstream_models=_upstream(pipeline),
+    )
     return dag
 
 
@@ -202,8 +236,7 @@ def _monitor_dag(pipeline: Pipeline, base: str) -> DAG:
         settle=params.settle,
         snapshots=params.snapshots,
         data_drift=params.data_drift.model_dump(),
-        request_retraining=pipeline.retrain.mode == "auto" and "drift" in pipeline.retrain.triggers,
-        cooldown=pipeline.retrain.cooldown,
+        retrain=_policy(pipeline),
         poke_interval=monitor.poll.total_seconds(),
         timeout=monitor.timeout.total_seconds(),
         **_common(pipeline, base),

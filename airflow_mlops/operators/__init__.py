@@ -1,6 +1,7 @@
 """The stages as operators, each importable alone into a team's own DAG."""
 
-from airflow_mlops.operators.assets import model_asset, predictions_asset, retrain_asset
+from airflow_mlops.operators.approval import ApproveRetrainingOperator
+from airflow_mlops.operators.assets import model_asset, predictions_asset, retrain_asset, suggestion_asset
 from airflow_mlops.operators.stages import (
     BatchPredictOperator,
     EvaluateModelOperator,
@@ -16,6 +17,7 @@ from airflow_mlops.operators.stages import (
 from airflow_mlops.operators.start import StartRunOperator
 
 __all__ = [
+    "ApproveRetrainingOperator",
     "BatchPredictOperator",
     "EvaluateModelOperator",
     "ExtractDataOperator",
@@ -30,4 +32,5 @@ __all__ = [
     "model_asset",
     "predictions_asset",
     "retrain_asset",
+    "suggestion_asset",
 ]

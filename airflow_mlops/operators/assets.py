@@ -14,6 +14,11 @@ def retrain_asset(pipeline: str) -> Asset:
     return Asset(name=f"{pipeline}.retrain", uri=f"x-mlops://{pipeline}/retrain", group="mlops")
 
 
+def suggestion_asset(pipeline: str) -> Asset:
+    """Updated when a retraining is suggested; the DAG that asks a person is scheduled on it."""
+    return Asset(name=f"{pipeline}.suggestion", uri=f"x-mlops://{pipeline}/suggestion", group="mlops")
+
+
 def retrain_alias(pipeline: str) -> AssetAlias:
     """What a sensor declares as its outlet: unlike an asset, it is updated only when the sensor says so."""
     return AssetAlias(name=f"{pipeline}.retrain.requests", group="mlops")

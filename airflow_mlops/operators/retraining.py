@@ -1,17 +1,21 @@
-"""How a task asks for a retraining: a request in the store, and an asset event that rings for it."""
+"""How a task asks for a retraining: a request in the store, what the policy makes of it, and an event that rings."""
 
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Outcome
-from airflow_mlops.operators.assets import retrain_asset
+from airflow_mlops.errors import DeclarationError
+from airflow_mlops.operators.assets import retrain_asset, suggestion_asset
 from airflow_mlops.operators.base import is_active_run
-from airflow_mlops.registry.ledger import Ledger
-from airflow_mlops.registry.requests import Request, Requests, cooling_until
+from airflow_mlops.registry.policy import Recorded
+from airflow_mlops.registry.requests import Request, Requests
+from airflow_mlops.spec.pipeline import Retrain
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -39,19 +43,63 @@ def request_of(outcome: Outcome, model: str, trigger: str) -> Request:
     )
 
 
-def ask(store: Store, request: Request, cooldown: timedelta = timedelta(0)) -> None:
-    """Record a request, unless the last promotion or rejection is younger than the cooldown."""
-    until = cooling_until(Ledger(store, request.model).entries(), cooldown)
-    if until is not None:
-        log.info("%s asks for nothing before %s: the cooldown is on", request.trigger, until.isoformat())
-    else:
-        Requests(store, request.model).open(request)
+def policy_of(value: Mapping[str, Any] | None, where: str) -> Retrain:
+    """The retrain policy that an operator was given; the declaration's defaults where it was given none.
+
+    Raises:
+        DeclarationError: when it is wrong; every mistake is named.
+    """
+    try:
+        return Retrain.model_validate(value or {})
+    except ValidationError as error:
+        path = [f"{where}: argument 'retrain': {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise DeclarationError(path) from error
 
 
-def ring(context: Context, store: Store, pipeline: str, alias: Any) -> None:
-    """Update the retrain asset through its alias for every request that nobody has answered."""
-    for request in Requests(store, pipeline).unanswered(lambda run: is_active_run(context, run)):
-        log.info("asking for a retraining (%s): %s", request.id, request.reason)
-        window = request.window.key if request.window else None
-        extra: dict[str, JsonValue] = {"request": request.id, "reason": request.reason, "window": window}
-        context["outlet_events"][alias].add(retrain_asset(pipeline), extra=extra)
+def reconsider(
+    context: Context, store: Store, pipeline: str, policy: Retrain, alias: Any, wish: Request | None = None
+) -> None:
+    """Record a wish with what the policy makes of it, look again at what waits, and ring for what may start.
+
+    Args:
+        context: the task's.
+        store: where the requests are.
+        pipeline: the pipeline's name.
+        policy: the retrain policy.
+        alias: the task's outlet, through which the assets are updated; None where nothing is rung.
+        wish: the request, if there is one.
+    """
+    requests = Requests(store, pipeline)
+    standing = requests.standing(*([wish] if wish else []))
+    if wish:
+        tell(requests.ask(wish, policy, standing))
+    waiting = requests.review(policy, standing, lambda run: is_active_run(context, run))
+    for recorded in waiting if alias is not None else ():
+        tell(recorded)
+        ring(context, pipeline, alias, recorded)
+
+
+def ring(context: Context, pipeline: str, alias: Any, recorded: Recorded) -> None:
+    """Update the asset that a request waits for, through its alias: a training's, or that of the question."""
+    request, asset = recorded.request, retrain_asset if recorded.state == "started" else suggestion_asset
+    window = request.window.key if request.window else None
+    extra: dict[str, JsonValue] = {"request": request.id, "reason": request.reason, "window": window}
+    context["outlet_events"][alias].add(asset(pipeline), extra=extra)
+
+
+def tell(recorded: Recorded) -> None:
+    """Say in the log how a request stands."""
+    log.info("request %s is %s (%s)", recorded.request.id, recorded.last.told, recorded.request.reason)
+
+
+def promotions(context: Context, pipeline: str, upstream_models: Collection[str]) -> list[Request]:
+    """The promotions of other pipelines that started this run, as requests."""
+    names = {f"{each}.model": each for each in upstream_models}
+    found = []
+    for asset, events in (context.get("triggering_asset_events") or {}).items():
+        other = names.get(getattr(asset, "name", ""))
+        for event in events if other else ():
+            version = (event.extra or {}).get("version", "?")
+            reason = f"{other} has promoted version {version}"
+            found.append(Request(model=pipeline, champion=f"{other}@{version}", reason=reason, trigger="model"))
+    return found

@@ -14,9 +14,9 @@ from airflow.sdk.configuration import conf
 from airflow_mlops.call.store import VALIDATIONS, Store
 from airflow_mlops.hooks.mlflow import store_root
 from airflow_mlops.operators.assets import model_asset, predictions_asset, retrain_alias, retrain_asset
-from airflow_mlops.operators.base import GateOperator, StageOperator, is_active_run, run_key
+from airflow_mlops.operators.base import GateOperator, StageOperator, run_key
 from airflow_mlops.operators.links import CARD_URL, RUN_URL, VALIDATION_URL
-from airflow_mlops.operators.retraining import ask, request_of, ring
+from airflow_mlops.operators.retraining import policy_of, reconsider, request_of
 from airflow_mlops.operators.window import promotion_of_run
 from airflow_mlops.registry.requests import Requests
 from airflow_mlops.spec import stages
@@ -89,7 +89,8 @@ class ValidateDataOperator(StageOperator):
     :param target: the column to predict; it must be there, with no nulls.
     :param time: the time column; it must be there and hold times.
     :param windows: how many windows the rows span, for the number of rows per window.
-    :param cooldown: how long after a promotion or rejection moved values ask for nothing.
+    :param retrain: the policy that the request of a task without ``start`` is held against, with the keys of the
+        declaration's ``retrain``.
     """
 
     stage = stages.ValidateData
@@ -104,12 +105,12 @@ class ValidateDataOperator(StageOperator):
         target: str | None = None,
         time: str | None = None,
         windows: int = 1,
-        cooldown: timedelta = timedelta(0),
+        retrain: Mapping[str, Any] | None = None,
         pipeline: str | None = None,
         start: Any = None,
         **kwargs: Any,
     ) -> None:
-        self.cooldown = cooldown
+        self.retrain = dict(retrain or {})
         self.alias = retrain_alias(pipeline) if pipeline and start is None else None
         if self.alias is not None:
             kwargs.setdefault("outlets", [self.alias])
@@ -131,12 +132,13 @@ class ValidateDataOperator(StageOperator):
         page = outcome.outputs["page"].model_dump(mode="json")
         store.create_json({"run": run_key(context), "page": page}, VALIDATIONS, f"{outcome.identity}.json")
         if outcome.info.get("skew") == "retrain":
-            ask(store, request_of(outcome, self.pipeline_name, "skew"), self.cooldown)
-            if self.alias is not None:
-                ring(context, store, self.pipeline_name, self.alias)
-            elif self.start:
+            wish = request_of(outcome, self.pipeline_name, "skew")
+            if self.start:
                 # The run trains on these very rows: it answers the request itself.
-                Requests(store, self.pipeline_name).claim(run_key(context), lambda run: is_active_run(context, run))
+                Requests(store, self.pipeline_name).take(wish, run_key(context))
+            else:
+                policy = policy_of(self.retrain, f"{type(self).__name__} {self.pipeline_name!r}")
+                reconsider(context, store, self.pipeline_name, policy, self.alias, wish)
         return super().finish(context, outcome)
 
 

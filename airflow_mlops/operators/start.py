@@ -13,6 +13,7 @@ from airflow_mlops.call.code import snapshot
 from airflow_mlops.call.store import Store
 from airflow_mlops.hooks.mlflow import store_root
 from airflow_mlops.operators.base import is_active_run, run_key
+from airflow_mlops.operators.retraining import policy_of, promotions, tell
 from airflow_mlops.operators.retry import MlopsRetryPolicy
 from airflow_mlops.operators.window import chosen_window, is_backfill, window_of_run
 from airflow_mlops.registry.requests import Request, Requests
@@ -29,7 +30,8 @@ class StartRunOperator(BaseOperator):
     """Resolve what the whole run shares, once.
 
     It gives ``{"window": ..., "code": ..., "requests": [...]}``, which stage operators take as ``start``. Every retrain
-    request that is pending is claimed; a run that an event started and that finds none left is surplus, and is skipped.
+    request that is pending is claimed, whatever the policy holds; but a run that an event started is skipped where none
+    may start: it is surplus.
     A backfill claims none, and a run whose window was chosen none that asks for a newer one.
 
     :param pipeline: the pipeline's name. Default: the DAG's id.
@@ -40,6 +42,8 @@ class StartRunOperator(BaseOperator):
     :param grain: the calendar piece that the windows step by.
     :param callables: the user's functions, whose packages are kept as the run's code.
     :param upstream_models: pipelines whose promotions ask for a retraining.
+    :param retrain: the policy that their requests are held against, with the keys of the declaration's ``retrain``.
+        Default: each promotion starts a training.
     :param answers_requests: whether the run trains, and so answers retrain requests.
     :param isolated: whether the stages run in an environment of their own, which may have packages that are not here.
     :param store: the artifact store's root. Default: ``[airflow_mlops] store``.
@@ -59,6 +63,7 @@ class StartRunOperator(BaseOperator):
         grain: Grain = "day",
         callables: Sequence[str] = (),
         upstream_models: Sequence[str] = (),
+        retrain: Mapping[str, Any] | None = None,
         answers_requests: bool = True,
         isolated: bool = False,
         store: str | None = None,
@@ -70,6 +75,7 @@ class StartRunOperator(BaseOperator):
         self.pipeline, self.source, self.grain = pipeline, source, grain
         self.time, self.settle = time, settle
         self.callables, self.upstream_models = list(callables), list(upstream_models)
+        self.retrain = dict(retrain) if retrain is not None else None
         self.answers_requests, self.isolated, self.store, self.base = answers_requests, isolated, store, base
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -100,25 +106,26 @@ class StartRunOperator(BaseOperator):
         }
 
     def _claim(self, context: Context, requests: Requests, chosen: Window | None) -> list[Request]:
-        for request in self._promotions(context, requests.model):
-            requests.open(request)
-        claimed = requests.claim(run_key(context), lambda run: is_active_run(context, run), chosen)
-        if not claimed and context["dag_run"].run_type == "asset_triggered":
-            raise AirflowSkipException("no retrain request is pending: another run has taken it")
+        def is_active(run: str) -> bool:
+            return is_active_run(context, run)
+
+        rung = context["dag_run"].run_type == "asset_triggered"
+        wishes = promotions(context, requests.model, self.upstream_models)
+        if self.retrain is None:
+            for wish in wishes:
+                requests.open(wish)
+        elif rung:
+            policy = policy_of(self.retrain, f"{type(self).__name__} {requests.model!r}")
+            standing = requests.standing(*wishes)
+            for wish in wishes:
+                tell(requests.ask(wish, policy, standing))
+            requests.review(policy, standing, is_active)
+        claimed = requests.claim(run_key(context), is_active, chosen, rung=rung)
+        if rung and not claimed:
+            raise AirflowSkipException(
+                "no retrain request may start now: another run has taken it, or the policy holds it; "
+                f"airflow-mlops requests {requests.model} tells"
+            )
         for request in claimed:
             self.log.info("this run answers request %s: %s", request.id, request.reason)
         return claimed
-
-    def _promotions(self, context: Context, model: str) -> list[Request]:
-        """The promotions of other pipelines that started this run, as requests."""
-        names = {f"{each}.model": each for each in self.upstream_models}
-        found = []
-        for asset, events in (context.get("triggering_asset_events") or {}).items():
-            other = names.get(getattr(asset, "name", ""))
-            for event in events if other else ():
-                version = (event.extra or {}).get("version", "?")
-                reason = f"{other} has promoted version {version}"
-                found.append(
-                    Request(model=model, champion=f"{other}@{version}", reason=reason, trigger="model", window=None)
-                )
-        return found

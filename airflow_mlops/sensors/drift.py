@@ -15,7 +15,7 @@ from airflow_mlops.hooks.mlflow import MlflowHook, store_root
 from airflow_mlops.operators.assets import retrain_alias, retrain_asset
 from airflow_mlops.operators.base import StageTask, run_key
 from airflow_mlops.operators.links import REPORT_URL, RUN_URL
-from airflow_mlops.operators.retraining import ask, request_of, ring
+from airflow_mlops.operators.retraining import policy_of, reconsider, request_of
 from airflow_mlops.operators.retry import MlopsRetryPolicy
 from airflow_mlops.registry.verdicts import Verdicts
 from airflow_mlops.spec import stages
@@ -31,8 +31,9 @@ class DataDriftSensor(StageTask, BaseSensorOperator):
 
     The window is the one after all that were judged and that the champion was trained on, or the one given. Waiting
     takes no worker: the task is deferred (``deferrable=True``) or rescheduled (``mode="reschedule"``). The comparison
-    runs on a worker. Its verdict and Evidently's report are kept in an MLflow run. On drift, and only then, the asset
-    ``x-mlops://PIPELINE/retrain`` is updated, with the request's id and reason as its extra.
+    runs on a worker. Its verdict and Evidently's report are kept in an MLflow run. On drift, and only where the
+    policy lets a training start, the asset ``x-mlops://PIPELINE/retrain`` is updated, with the request's id and reason
+    as its extra.
 
     :param source: where the rows come from, as in `ExtractDataOperator`. (templated)
     :param format: ``parquet`` or ``csv``. Default: from the file's suffix.
@@ -43,8 +44,8 @@ class DataDriftSensor(StageTask, BaseSensorOperator):
         rows: it is judged when that is over.
     :param snapshots: ``reuse`` or ``refresh``, as in `ExtractDataOperator`.
     :param data_drift: when a window counts as drifted: ``{"false_alarm_rate": 0.01, "min_effect": 0.1, ...}``.
-    :param request_retraining: whether drift asks for a retraining, or is only recorded.
-    :param cooldown: how long after a promotion or rejection drift asks for nothing.
+    :param retrain: what becomes of the request, with the keys of the declaration's ``retrain``: ``{"mode": "observe"}``
+        only records it, ``{"mode": "suggest"}`` updates ``x-mlops://PIPELINE/suggestion`` instead.
     :param pipeline: the pipeline's name. Default: the DAG's id. (templated)
     :param window: the key of the window to judge. Default: the next one, or the DAG param ``window``. (templated)
     :param registry_conn_id: the connection of type ``mlflow``.
@@ -70,8 +71,7 @@ class DataDriftSensor(StageTask, BaseSensorOperator):
         settle: timedelta | str = timedelta(0),
         snapshots: Literal["reuse", "refresh"] = "reuse",
         data_drift: Mapping[str, Any] | None = None,
-        request_retraining: bool = True,
-        cooldown: timedelta = timedelta(0),
+        retrain: Mapping[str, Any] | None = None,
         pipeline: str | None = None,
         window: str | None = None,
         registry_conn_id: str = MlflowHook.default_conn_name,
@@ -112,7 +112,7 @@ class DataDriftSensor(StageTask, BaseSensorOperator):
             backend_options=backend_options,
             poll_interval=self.poke_interval,
         )
-        self.request_retraining, self.cooldown, self.deferrable = request_retraining, cooldown, deferrable
+        self.retrain, self.deferrable = dict(retrain or {}), deferrable
 
     def execute(self, context: Context) -> Any:
         """Judge the window if its data is there; else wait, without a worker."""
@@ -160,10 +160,8 @@ class DataDriftSensor(StageTask, BaseSensorOperator):
             raise
 
     def finish(self, context: Context, outcome: Outcome) -> dict[str, Any]:
-        """Ask for a retraining on drift, and ring again for requests that nobody has answered."""
-        store = Store(store_root(self.store))
-        if outcome.verdict.status == "drift" and self.request_retraining:
-            ask(store, request_of(outcome, self.pipeline_name, "drift"), self.cooldown)
-        if self.request_retraining and self.alias is not None:
-            ring(context, store, self.pipeline_name, self.alias)
+        """Ask for a retraining on drift, and look again at the requests that wait."""
+        policy = policy_of(self.retrain, f"{type(self).__name__} {self.pipeline_name!r}")
+        wish = request_of(outcome, self.pipeline_name, "drift") if outcome.verdict.status == "drift" else None
+        reconsider(context, Store(store_root(self.store)), self.pipeline_name, policy, self.alias, wish)
         return super().finish(context, outcome)

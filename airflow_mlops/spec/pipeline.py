@@ -14,6 +14,7 @@ from pydantic import (
     Tag,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -246,25 +247,58 @@ class ModelTrigger(Section):
     """The other pipeline's name."""
 
 
+OwnTrigger = Literal["drift", "performance", "skew"]
+
+
 def _kind_of(trigger: Any) -> str:
-    return "ModelTrigger" if isinstance(trigger, (dict, ModelTrigger)) else "drift"
+    return "ModelTrigger" if isinstance(trigger, (dict, ModelTrigger)) else "own"
 
 
 Trigger = Annotated[
-    Annotated[Literal["drift"], Tag("drift")] | Annotated[ModelTrigger, Tag("ModelTrigger")], Discriminator(_kind_of)
+    Annotated[OwnTrigger, Tag("own")] | Annotated[ModelTrigger, Tag("ModelTrigger")], Discriminator(_kind_of)
 ]
-"""``drift``, or ``{model: NAME}``; told apart first, so that a mistake is reported once."""
+"""``drift``, ``performance``, ``skew``, or ``{model: NAME}``; told apart first, so that a mistake is reported once."""
+
+
+class Approval(Section):
+    """Who is asked before a training starts, with ``mode: suggest``."""
+
+    users: Names = ()
+    """The ids of the Airflow users who may answer. Default: everybody who may answer in this DAG."""
+    timeout: Duration = timedelta(days=3)
+    """How long the question waits. Silence means no."""
+
+    @field_validator("timeout")
+    @classmethod
+    def _some_time(cls, value: timedelta) -> timedelta:
+        if not value:
+            raise ValueError("nobody can answer in no time; give a duration such as 3d")
+        return value
 
 
 class Retrain(Section):
-    """What starts a training besides the schedule and a person."""
+    """What starts a training besides the schedule and a person.
 
-    mode: Literal["auto", "observe"] = "auto"
-    """``auto`` requests a retraining on drift; ``observe`` only records the verdict."""
-    triggers: tuple[Trigger, ...] = ("drift",)
-    """``drift``, and ``{model: NAME}`` for another pipeline's promotions."""
-    cooldown: Duration = timedelta(0)
-    """How long after a promotion or rejection no drift requests a retraining."""
+    Scheduled and manual runs are not limited by it; they answer the requests that wait.
+    """
+
+    mode: Literal["auto", "suggest", "observe"] = "auto"
+    """``auto`` starts a training by itself; ``suggest`` asks a person in Airflow first, with the evidence; ``observe``
+    only records what would have been asked for."""
+    triggers: tuple[Trigger, ...] = ("drift", "performance", "skew")
+    """What may ask: ``drift`` of the data; ``performance`` that has dropped; ``skew``, where the data schema says
+    ``on_skew: retrain``; and ``{model: NAME}``, another pipeline's promotions."""
+    cooldown: Duration = timedelta(hours=24)
+    """How long after a start, a promotion, a rejection, or a person's no nothing else is started or suggested."""
+    max_per_week: int | None = Field(3, ge=1)
+    """How many trainings may be started in any 7 days. ``null``: no limit."""
+    approval: Approval = Approval()
+    """Who is asked with ``mode: suggest``, and how long the question waits."""
+
+    @property
+    def listens_to(self) -> frozenset[str]:
+        """The kinds of reasons that may ask, as `Request.trigger` names them."""
+        return frozenset("model" if isinstance(each, ModelTrigger) else each for each in self.triggers)
 
 
 def _not_continuous(value: str | None) -> str | None:

@@ -68,16 +68,18 @@ def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
             f"gate.{name}": getattr(comparison, name) for name in ("champion", "challenger", "gain", "lower", "upper")
         }
     sentence = " ".join(f"{reason[:1].upper()}{reason[1:]}." for reason in verdict.reasons)
+    requests = Requests(store, registry.ref.model)
+    taken = [each for each in requests.all() if each.run == call.run]
+    answered = {"mlops.requests": "; ".join(each.told for each in taken)} if taken else {}
     # Of the champion all is said already, unless it was trained once more.
     card = holder.tags.get(CARD_TAG) if holder else None
     if own_run or not unchanged:
         registry.api.log(
             run_id,
             metrics=metrics,
-            tags={"mlops.verdict": verdict.status, NOTE_TAG: f"**{verdict.status}**: {sentence}"},
+            tags={"mlops.verdict": verdict.status, NOTE_TAG: f"**{verdict.status}**: {sentence}", **answered},
         )
         card = log_card(call, store, registry, evaluation, run_id=run_id, version=version, decision=body)
-    requests = Requests(store, registry.ref.model)
     if verdict.passed and version is not None and not already:
         registry.set_challenger(version)
     elif not verdict.passed and not held:
@@ -87,7 +89,7 @@ def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
             champion_before=champion,
             decision=decision.digest,
             reasons=verdict.reasons,
-            requests=tuple(requests.claimed_by(call.run)),
+            requests=tuple(each.request.id for each in taken),
             run=call.run,
             window=call.window.key if call.window else None,
             card=card,

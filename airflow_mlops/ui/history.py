@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
@@ -11,8 +11,8 @@ from urllib.parse import quote, urlsplit
 from airflow_mlops.call.store import Store
 from airflow_mlops.errors import MlopsError
 from airflow_mlops.registry.ledger import Entry, Ledger
-from airflow_mlops.registry.log import AppendLog
-from airflow_mlops.registry.requests import Recorded, Requests
+from airflow_mlops.registry.policy import Recorded, State
+from airflow_mlops.registry.requests import Requests
 from airflow_mlops.registry.verdicts import Verdicts
 
 Tone = Literal["good", "bad", "busy", "plain"]
@@ -28,10 +28,23 @@ _VERDICTS: Mapping[str, tuple[str, Tone]] = {
     "drift": ("drift", "bad"),
     "insufficient_data": ("too few rows", "plain"),
 }
-_REQUESTS: Mapping[str, tuple[str, Tone]] = {
-    "requested": ("retrain request: waiting", "busy"),
+_REQUESTS: Mapping[State, tuple[str, Tone]] = {
+    "recorded": ("retrain request: recorded only", "plain"),
+    "held": ("retrain request: held", "busy"),
+    "suggested": ("retrain request: for a person", "busy"),
+    "asking": ("retrain request: a person is asked", "busy"),
+    "started": ("retrain request: waiting", "busy"),
     "claimed": ("retrain request: in training", "busy"),
     "done": ("retrain request: answered", "plain"),
+    "withdrawn": ("retrain request: withdrawn", "plain"),
+    "rejected": ("retrain request: refused", "bad"),
+}
+_PENDING: Mapping[State, str] = {
+    "started": "waiting",
+    "held": "held",
+    "suggested": "for a person",
+    "asking": "for a person",
+    "claimed": "in training",
 }
 _DECISIONS: Mapping[str, Tone] = {"promotion": "good", "rejection": "bad"}
 
@@ -127,7 +140,7 @@ class History:
 
     def dags(self) -> frozenset[str]:
         """The DAGs of the pipeline of this name, and those that have written about the model, if that can be read."""
-        own = {self.model, *(f"{self.model}.{what}" for what in ("train", "monitor", "predict"))}
+        own = {self.model, *(f"{self.model}.{what}" for what in ("train", "monitor", "predict", "retrain"))}
         try:
             wrote = [entry.run for entry in self.ledger.entries()] + [str(v.get("run") or "") for v in self._newest()]
         except UNREADABLE:
@@ -195,18 +208,16 @@ class History:
         )
 
     def _asked(self, recorded: Recorded) -> Event:
-        # `Recorded` tells neither when nor how it went on; the log does.
-        log = AppendLog(self.store, "requests", self.model, recorded.request.id).entries()
-        word, tone = _REQUESTS.get(recorded.state, (recorded.state, "plain"))
+        word, tone = _REQUESTS[recorded.state]
         tries = f", taken {recorded.attempts} times" if recorded.attempts > 1 else ""
-        notes = (f"request {recorded.request.id}{tries}", *(str(entry["note"]) for entry in log if entry.get("note")))
+        notes = (f"request {recorded.request.id}{tries}", *(step.told for step in recorded.steps if step.why))
         return Event(
-            at=_moment(log[0].get("at")),
+            at=recorded.steps[0].at,
             word=word,
             tone=tone,
             sentence=recorded.request.reason,
             notes=notes,
-            links=_links(self._run(recorded.run)),
+            links=_links(_outside("Evidence", recorded.request.evidence), self._run(recorded.last.run)),
         )
 
     def _decided(self, entry: Entry) -> Event:
@@ -249,10 +260,8 @@ class History:
 
 
 def _pending(recorded: Iterable[Recorded]) -> str:
-    states = [each.state for each in recorded]
-    waiting, taken = states.count("requested"), states.count("claimed")
-    counts = ((waiting, "waiting"), (taken, "in training"))
-    return ", ".join(f"{count} {word}" for count, word in counts if count)
+    counts = Counter(_PENDING[each.state] for each in recorded if each.state in _PENDING)
+    return ", ".join(f"{counts[word]} {word}" for word in dict.fromkeys(_PENDING.values()) if counts[word])
 
 
 def _spoken(window: str) -> str:

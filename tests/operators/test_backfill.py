@@ -99,7 +99,7 @@ def test_requests_are_left_to_the_runs_that_can_answer_them(months: Airflow) -> 
     for run in (backfill, by_hand):
         assert run.xcom["start", "return_value"]["window"][2] == "2024-01"
         assert run.xcom["start", "return_value"]["requests"] == []
-    assert [recorded.state for recorded in months.requests()] == ["requested"]
+    assert [recorded.state for recorded in months.requests()] == ["started"]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ KINDS: list[Any] = [
     DataDriftSensor,
 ]
 SHARED = set(inspect.signature(StageOperator).parameters) - {"settings", "kwargs"}
-SENSOR_ONLY = {"request_retraining", "cooldown", "deferrable"}
+SENSOR_ONLY = {"retrain", "deferrable"}
 REF = {"uri": "/srv/x.parquet", "digest": "sha256:1", "kind": "dataset"}
 GIVEN: dict[str, Any] = {
     "space": {"C": {"low": 1, "high": 2}},

@@ -18,6 +18,7 @@ with DAG("{name}.own", schedule=None) as dag:
     start = StartRunOperator(
         task_id="start", pipeline="{name}", source="data/{{window}}.parquet", grain="month",
         upstream_models=["{name}-prices"],
+        retrain={{"cooldown": "0s", "triggers": ["drift", {{"model": "{name}-prices"}}]}},
     )
 
     @task(retries=1, retry_delay=timedelta(hours=1))

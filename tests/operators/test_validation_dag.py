@@ -22,7 +22,8 @@ from airflow_mlops.operators import ExtractDataOperator, ValidateDataOperator
 with DAG("alone", schedule=None) as dag:
     rows = ExtractDataOperator(task_id="extract", source="data/{{window}}.parquet", grain="month", window="2024-03")
     ValidateDataOperator(
-        task_id="validate", data=rows.output, data_schema="schemas/toy.yaml", target="y", pipeline="{name}"
+        task_id="validate", data=rows.output, data_schema="schemas/toy.yaml", target="y", pipeline="{name}",
+        retrain={{"cooldown": "0s"}},
     )
 """
 
@@ -72,7 +73,7 @@ def test_moved_values_ask_for_a_retraining_once(champion: Airflow) -> None:
     assert run.state == "success"
     (recorded,) = champion.requests()
     request = recorded.request
-    assert (request.trigger, request.champion, recorded.state) == ("skew", "1", "requested")
+    assert (request.trigger, request.champion, recorded.state) == ("skew", "1", "started")
     assert "amount moved by" in request.reason and request.window.key == "2024-03"
     assert [(event["asset"], event["extra"]["request"]) for event in run.events] == [
         (f"x-mlops://{champion.name}/retrain", request.id)

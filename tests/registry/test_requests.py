@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import signal
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from airflow_mlops.call import Store
+from airflow_mlops.errors import StoreError
 from airflow_mlops.registry import Ledger, Request, Requests
-from airflow_mlops.registry.requests import MAX_ATTEMPTS, cooling_until
+from airflow_mlops.registry.policy import MAX_ATTEMPTS
+from airflow_mlops.spec.pipeline import Retrain
 from tests import toy
 
 CLAIMER = """
@@ -31,6 +34,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+UNLIMITED = Retrain.model_validate({"cooldown": "0s", "max_per_week": None})
+
+
 def always(run: str) -> bool:
     return True
 
@@ -46,6 +52,11 @@ def requests(tmp_path: Path) -> Requests:
 
 def wish(month: str = "2024-01", champion: str = "1", reason: str = "amount moved") -> Request:
     return Request(model="m", champion=champion, reason=reason, trigger="drift", window=toy.month(month))
+
+
+def rings(requests: Requests, is_active: Callable[[str], bool]) -> list[str]:
+    """The requests that a monitoring run would ring for, whatever the limits."""
+    return [each.request.id for each in requests.review(UNLIMITED, requests.standing(), is_active)]
 
 
 def ids(found: list[Request]) -> list[str]:
@@ -99,8 +110,8 @@ def test_a_cleared_task_of_a_finished_run_finds_its_own_claims(requests: Request
 def test_a_run_that_failed_has_given_back_and_the_next_one_takes_it(requests: Requests) -> None:
     requests.open(wish())
     requests.claim("a", always)
-    assert requests.unanswered(always) == []
-    assert ids(requests.unanswered(never)) == [wish().id]
+    assert rings(requests, always) == []
+    assert rings(requests, never) == [wish().id]
     assert ids(requests.claim("b", never)) == [wish().id]
     assert requests.claimed_by("a") == []
     assert requests.settle("a", "too late") == []
@@ -109,9 +120,9 @@ def test_a_run_that_failed_has_given_back_and_the_next_one_takes_it(requests: Re
 def test_a_request_of_a_run_that_ended_without_a_word_rings_again(requests: Requests) -> None:
     requests.open(wish())
     requests.claim("a", always)
-    assert ids(requests.unanswered(never)) == [wish().id]
+    assert rings(requests, never) == [wish().id]
     requests.settle("a", "promoted")
-    assert requests.unanswered(never) == []
+    assert rings(requests, never) == []
 
 
 def test_settling_twice_settles_once(requests: Requests) -> None:
@@ -120,15 +131,15 @@ def test_settling_twice_settles_once(requests: Requests) -> None:
     assert requests.settle("a", "promoted") == [wish().id]
     assert requests.settle("a", "promoted") == []
     recorded = requests.find(wish().id)
-    assert recorded is not None and recorded.entries == 3
+    assert recorded is not None and [step.state for step in recorded.steps] == ["started", "claimed", "done"]
 
 
 def test_a_request_taken_in_vain_too_often_rings_no_more_and_can_still_be_taken(requests: Requests) -> None:
     requests.open(wish())
     for attempt in range(MAX_ATTEMPTS):
-        assert ids(requests.unanswered(never)) == [wish().id]
+        assert rings(requests, never) == [wish().id]
         requests.claim(f"run{attempt}", never)
-    assert requests.unanswered(never) == []
+    assert rings(requests, never) == []
     assert ids(requests.claim("by hand", never)) == [wish().id]
 
 
@@ -136,11 +147,53 @@ def test_an_unknown_request_is_none(requests: Requests) -> None:
     assert requests.find("nothing") is None
 
 
-def test_a_decision_of_any_kind_starts_the_cooldown(tmp_path: Path) -> None:
-    ledger = Ledger(Store(str(tmp_path / "store")), "m")
-    assert cooling_until(ledger.entries(), timedelta(hours=1)) is None
-    ledger.record("rejection", version="1", champion_before=None, decision="d", reasons=(), run="r")
-    until = cooling_until(ledger.entries(), timedelta(hours=1))
-    assert until is not None and until > datetime.now(UTC) + timedelta(minutes=59)
-    assert cooling_until(ledger.entries(), timedelta(0)) is None
-    assert cooling_until(ledger.entries(), timedelta(microseconds=1)) is None
+def test_a_surplus_run_takes_nothing_that_is_held(requests: Requests) -> None:
+    policy = Retrain.model_validate({"cooldown": "1d"})
+    assert requests.ask(wish(), policy, requests.standing()).state == "started"
+    assert ids(requests.claim("a", always, rung=True)) == [wish().id]
+    requests.settle("a", "promoted")
+    assert requests.ask(wish("2024-02"), policy, requests.standing()).state == "held"
+    # The event that started the first run comes a second time.
+    assert requests.claim("b", always, rung=True) == []
+    assert ids(requests.claim("by hand", always)) == [wish("2024-02").id]
+
+
+def test_a_run_that_was_rung_for_answers_what_is_held_too(requests: Requests) -> None:
+    policy = Retrain.model_validate({"cooldown": "1d"})
+    for month in ("2024-01", "2024-02", "2024-03"):
+        requests.ask(wish(month), policy, requests.standing())
+    assert [each.state for each in requests.all()] == ["started", "held", "held"]
+    assert len(requests.claim("a", always, rung=True)) == 3
+
+
+def test_a_cleared_run_takes_its_request_again_although_the_policy_holds_it(requests: Requests) -> None:
+    policy = Retrain.model_validate({"cooldown": "1d"})
+    requests.ask(wish(), policy, requests.standing())
+    requests.claim("a", always, rung=True)
+    assert requests.review(policy, requests.standing(), never) == []
+    assert requests.all()[0].state == "held"
+    assert ids(requests.claim("a", always, rung=True)) == [wish().id]
+
+
+def test_a_request_that_its_own_run_answers_is_no_start(requests: Requests) -> None:
+    requests.take(wish(), "a")
+    requests.take(wish(), "a")
+    assert ids(requests.claim("a", always)) == [wish().id]
+    assert [step.state for step in requests.all()[0].steps] == ["claimed"]
+
+
+@pytest.mark.parametrize("kind", ["promotion", "rejection"])
+def test_a_decision_of_any_kind_starts_the_cooldown(requests: Requests, kind: Any) -> None:
+    ledger = Ledger(requests.store, "m")
+    ledger.record(kind, version="1", champion_before=None, decision="d", reasons=(), run="r")
+    held = requests.ask(wish(), Retrain(), requests.standing()).last
+    assert held.state == "held" and held.until == ledger.entries()[-1].at + Retrain().cooldown
+    assert requests.ask(wish("2024-02"), UNLIMITED, requests.standing()).state == "started"
+
+
+def test_a_missing_entry_is_an_error_and_not_a_loop(requests: Requests) -> None:
+    requests.open(wish())
+    requests.claim("a", always)
+    (Path(requests.store.root) / "requests" / "m" / "00000001.json").unlink()
+    with pytest.raises(StoreError, match="00000001.json was removed"):
+        Requests(requests.store, "m").open(wish("2024-02"))

@@ -42,7 +42,7 @@ def test_drift_asks_once_and_one_run_answers(airflow: Airflow) -> None:
 
     assert monitor.state == "success"
     (recorded,) = airflow.requests()
-    assert recorded.state == "requested"
+    assert recorded.state == "started"
     assert (recorded.request.window.key, recorded.request.champion) == ("2024-02", "1")
     (event,) = monitor.events
     assert event["asset"] == f"x-mlops://{airflow.name}/retrain"
@@ -81,19 +81,33 @@ def test_a_request_that_nobody_has_answered_rings_again(airflow: Airflow) -> Non
     assert len(airflow.requests()) == 1
 
 
-@pytest.mark.parametrize("retrain", [{"mode": "observe"}, {"triggers": []}, {"cooldown": "30d"}])
-def test_drift_that_must_not_ask_is_only_recorded(airflow: Airflow, retrain: dict[str, object]) -> None:
-    toy.months(airflow.folder, ("2024-01",))
-    toy.months(airflow.folder, ("2024-02",), shift=3.0)
-    airflow.declare(retrain=retrain)
-    assert airflow.test("train", "2024-01").state == "success"
-
-    run = airflow.test("monitor", "2024-02")
+@pytest.mark.parametrize(
+    ("retrain", "state"),
+    [
+        ({"mode": "observe"}, "recorded"),
+        ({"triggers": []}, "recorded"),
+        ({"cooldown": "30d"}, "held"),
+        ({"mode": "suggest"}, "suggested"),
+    ],
+)
+def test_drift_starts_no_training_where_the_policy_does_not(
+    champion: Airflow, retrain: dict[str, object], state: str
+) -> None:
+    kept = (champion.folder / f"{champion.name}.yaml").read_text()
+    toy.months(champion.folder, ("2024-02",), shift=3.0)
+    champion.declare(retrain=retrain)
+    try:
+        run = champion.test("monitor", "2024-02")
+    finally:
+        (champion.folder / f"{champion.name}.yaml").write_text(kept)
+        toy.months(champion.folder, ("2024-02",))
 
     assert run.state == "success"
     assert run.xcom["data_drift", "return_value"]["verdict"]["status"] == "drift"
-    assert run.events == []
-    assert airflow.requests() == []
+    suggestion = f"x-mlops://{champion.name}/suggestion"
+    assert [event["asset"] for event in run.events] == ([suggestion] if state == "suggested" else [])
+    (recorded,) = champion.requests()
+    assert recorded.state == state
 
 
 def test_without_a_champion_the_sensor_waits_and_finds_what_comes_later(airflow: Airflow) -> None:

@@ -98,7 +98,16 @@ pipelines = _section(
             {}, {"min": st.dictionaries(texts, st.floats(allow_nan=False)), "versus_champion": st.none() | _versus}
         ),
         "monitor": _section({}, {"poll": durations, "data_drift": _section({}, {"columns": _names})}),
-        "retrain": _section({}, {"triggers": _triggers, "cooldown": durations}),
+        "retrain": _section(
+            {},
+            {
+                "mode": st.sampled_from(["auto", "suggest", "observe"]),
+                "triggers": _triggers,
+                "cooldown": durations,
+                "max_per_week": st.none() | st.integers(1, 100),
+                "approval": _section({}, {"users": _names, "timeout": st.sampled_from(["1h", "3d"])}),
+            },
+        ),
         "predict": _section({}, {"output": st.none() | texts}),
         "retries": st.integers(0, 9),
         "retry_delay": durations,

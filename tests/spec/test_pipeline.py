@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -65,7 +66,9 @@ def test_the_defaults_are_those_of_a_careful_team() -> None:
     made = pipeline()
     assert made.validate_model.versus_champion is not None
     assert made.train.serialization == "skops", "loading a model runs no code"
-    assert (made.retrain.mode, made.retrain.triggers) == ("auto", ("drift",))
+    assert (made.retrain.mode, made.retrain.triggers) == ("auto", ("drift", "performance", "skew"))
+    assert (made.retrain.cooldown, made.retrain.max_per_week) == (timedelta(hours=24), 3)
+    assert made.retrain.approval.timeout == timedelta(days=3)
     assert (made.schedule, made.backend, made.retries) == (None, "local", 2)
 
 
@@ -112,6 +115,9 @@ def test_one_name_stands_for_a_list_of_one() -> None:
         {"train": {"function": "a:b", "windows": {"last": 0}}},
         {"retries": -1},
         {"retrain": {"triggers": [{"model": "a", "when": "b"}]}},
+        {"retrain": {"mode": "manual"}},
+        {"retrain": {"max_per_week": 0}},
+        {"retrain": {"approval": {"timeout": "0s"}}},
         {"validate_model": {"versus_champion": {"confidence": 1.0}}},
     ],
     ids=str,

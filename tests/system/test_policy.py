@@ -1,0 +1,85 @@
+"""The retrain policy under a real scheduler: a storm of alarms, and a person who is asked through the REST API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_mlops.cli.services import Services
+from airflow_mlops.registry.ledger import Ledger
+from airflow_mlops.registry.policy import Recorded, starts
+from airflow_mlops.registry.requests import Requests
+from tests.system.test_loop import ENDED, arrive, parsed, states, store, until
+
+STORM = ("storm1", "storm2", "storm3")
+
+
+def test_a_storm_of_alarms_starts_one_training_a_model(running: Services) -> None:
+    until(running, lambda: {"storm", *(f"{model}.train" for model in STORM)} <= parsed(running))
+    for _ in range(2):
+        running.trigger("storm")
+    until(running, lambda: list(states(running, "storm").values()) == ["success"] * 2)
+    until(running, lambda: all(trained(running, model) for model in STORM))
+    until(running, lambda: all(set(states(running, f"{model}.train").values()) <= set(ENDED) for model in STORM))
+
+    for model in STORM:
+        recorded = Requests(store(running), model).all()
+        assert len(recorded) == 10
+        assert len(starts(recorded)) == 1
+        # One run has trained, and it answers for all that waited when it began; what came later is held.
+        assert len(trained(running, model)) == 1
+        assert {each.state for each in recorded} <= {"done", "held"}
+        assert {each.run for each in recorded if each.state == "done"} == set(trained(running, model))
+        assert "failed" not in states(running, f"{model}.train").values()
+
+
+def trained(running: Services, model: str) -> list[str]:
+    """The runs whose training was not skipped."""
+    runs = [run["dag_run_id"] for run in running.runs(f"{model}.train")]
+    return [f"{model}.train/{run}" for run in runs if running.tasks(f"{model}.train", run).get("train") == "success"]
+
+
+def test_a_person_is_asked_and_only_a_yes_trains(running: Services) -> None:
+    name = "asking"
+    until(running, lambda: {f"{name}.train", f"{name}.retrain", "asking_alarm"} <= parsed(running))
+    arrive(running, name, "2024-01")
+
+    running.trigger("asking_alarm", {"month": "2024-01"})
+    asking = question(running, name, 0)
+    assert "drift in 2024-01" in asking["body"]
+    assert states(running, f"{name}.train") == {}
+    answer(running, asking, "Approve")
+    until(running, lambda: one(running, name, 0).state == "done")
+    recorded = one(running, name, 0)
+    assert [step.state for step in recorded.steps] == ["suggested", "asking", "started", "claimed", "done"]
+    assert recorded.steps[2].by
+    assert Ledger(store(running), name).champion() == "1"
+    assert len(states(running, f"{name}.train")) == 1
+
+    running.trigger("asking_alarm", {"month": "2024-02"})
+    answer(running, question(running, name, 1), "Reject")
+    until(running, lambda: one(running, name, 1).state == "rejected")
+    assert one(running, name, 1).last.by == recorded.steps[2].by
+    until(running, lambda: set(states(running, f"{name}.retrain").values()) == {"success"})
+    assert len(states(running, f"{name}.train")) == 1
+
+
+def one(running: Services, name: str, index: int) -> Recorded:
+    return Requests(store(running), name).all()[index]
+
+
+def question(running: Services, name: str, index: int) -> Any:
+    """Wait until a person is asked for the n-th time, and return the question."""
+
+    def asked() -> Any:
+        every = running.airflow("GET", "dags/~/dagRuns/~/hitlDetails?order_by=created_at&limit=10")["hitl_details"]
+        mine = [each for each in every if each["task_instance"]["dag_id"] == f"{name}.retrain"]
+        waiting = len(mine) == index + 1 and mine[-1]["task_instance"]["state"] == "awaiting_input"
+        return mine[-1] if waiting else None
+
+    return until(running, asked)
+
+
+def answer(running: Services, asking: Any, option: str) -> None:
+    task = asking["task_instance"]
+    path = f"dags/{task['dag_id']}/dagRuns/{task['dag_run_id']}/taskInstances/{task['task_id']}/-1/hitlDetails"
+    running.airflow("PATCH", path, {"chosen_options": [option]})
