@@ -68,7 +68,7 @@ def build_dags(pipeline: Pipeline, base: str) -> dict[str, DAG]:
     return {dag.dag_id: dag for dag in dags}
 
 
-def _dag(pipeline: Pipeline, what: str, schedule: Any, doc: str, **params: Param) -> DAG:
+def _dag(pipeline: Pipeline, what: str, schedule: Any, doc: str, params: dict[str, Param] | None = None) -> DAG:
     return DAG(
         dag_id=f"{pipeline.name}.{what}",
         schedule=schedule,
@@ -79,18 +79,19 @@ def _dag(pipeline: Pipeline, what: str, schedule: Any, doc: str, **params: Param
         tags={"mlops", what, pipeline.name, *pipeline.tags},
         description=f"{doc} of {pipeline.name}",
         doc_md=_doc(pipeline, doc),
-        params={
-            "window": Param(
-                None, type=["null", "string"], description=_WINDOW_HELP.format(example=_EXAMPLES[pipeline.grain])
-            ),
-            **params,
-        },
+        params=params,
         default_args={
             "owner": pipeline.owner,
             "retries": pipeline.retries,
             "retry_delay": pipeline.retry_delay,
         },
     )
+
+
+def _window(pipeline: Pipeline) -> dict[str, Param]:
+    """The param by which a person chooses the window."""
+    help_ = _WINDOW_HELP.format(example=_EXAMPLES[pipeline.grain])
+    return {"window": Param(None, type=["null", "string"], description=help_)}
 
 
 def _doc(pipeline: Pipeline, what: str) -> str:
@@ -188,7 +189,7 @@ def _train_dag(pipeline: Pipeline, base: str) -> DAG:
         timetable = _cron(pipeline.schedule)
         schedule = AssetOrTimeSchedule(timetable=timetable, assets=schedule) if assets else timetable
     promote = Param(None, type=["null", "boolean"], description=_PROMOTE_HELP)
-    dag = _dag(pipeline, "train", schedule, "Training", promote=promote)
+    dag = _dag(pipeline, "train", schedule, "Training", {**_window(pipeline), "promote": promote})
     _add_tasks(dag, pipeline, base, train_plan(pipeline), answers_requests=True)
     return dag
 
@@ -213,7 +214,7 @@ def _retrain_dag(pipeline: Pipeline) -> DAG:
 
 def _predict_dag(pipeline: Pipeline, base: str) -> DAG:
     schedule = _cron(pipeline.predict.schedule) if pipeline.predict.schedule else None
-    dag = _dag(pipeline, "predict", schedule, "Batch prediction")
+    dag = _dag(pipeline, "predict", schedule, "Batch prediction", _window(pipeline))
     _add_tasks(dag, pipeline, base, predict_plan(pipeline), answers_requests=False)
     return dag
 
@@ -223,7 +224,7 @@ def _monitor_dag(pipeline: Pipeline, base: str) -> DAG:
     schedule: Any = monitor.schedule
     if schedule and schedule != "@continuous":
         schedule = _cron(schedule)
-    dag = _dag(pipeline, "monitor", schedule, "Monitoring")
+    dag = _dag(pipeline, "monitor", schedule, "Monitoring", _window(pipeline))
     params: Any = monitor_node(pipeline).params
     DataDriftSensor(
         task_id="data_drift",

@@ -189,6 +189,24 @@ def test_monitoring_that_goes_on_and_on(tmp_path: Path) -> None:
     assert sensor.poll_interval == 300.0
 
 
+def test_only_a_policy_that_suggests_has_a_dag_that_asks(tmp_path: Path) -> None:
+    triggers = ["drift", {"model": "prices"}]
+    retrain = {"mode": "suggest", "triggers": triggers, "approval": {"users": ["7", "9"], "timeout": "2d"}}
+
+    dags = dags_of(tmp_path, schedule=None, retrain=retrain, train={"windows": {"last": 3}})
+
+    assert set(dags) == {"train", "monitor", "predict", "retrain"}
+    # What another pipeline has promoted is asked about too, and starts no training by itself.
+    assert dags["train"].timetable.asset_condition.uri == "x-mlops://toy/retrain"
+    asked = {asset.uri for asset in dags["retrain"].timetable.asset_condition.objects}
+    assert asked == {"x-mlops://toy/suggestion", "x-mlops://prices/model"}
+    assert (dags["retrain"].max_active_runs, dict(dags["retrain"].params)) == (1, {})
+    (approve,) = dags["retrain"].tasks
+    assert (approve.response_timeout, approve.defaults) == (timedelta(days=2), ["Reject"])
+    assert [user["id"] for user in approve.assigned_users] == ["7", "9"]
+    assert (approve.windows, approve.grain) == (3, "month")
+
+
 def test_what_a_person_sees(tmp_path: Path) -> None:
     dags = dags_of(tmp_path, description="Who **leaves**?", owner="growth", tags=["crm"], retries=5, retry_delay="3m")
 
@@ -283,7 +301,7 @@ def test_a_name_taken_twice_and_a_pattern_that_finds_nothing(tmp_path: Path) -> 
 def test_every_dag_goes_through_airflow_s_serialization(tmp_path: Path) -> None:
     from airflow.serialization.serialized_objects import DagSerialization
 
-    for dag in dags_of(tmp_path, monitor={"schedule": "@continuous"}).values():
+    for dag in dags_of(tmp_path, monitor={"schedule": "@continuous"}, retrain={"mode": "suggest"}).values():
         again = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
         assert again.dag_id == dag.dag_id
         assert {task.task_id: task.downstream_task_ids for task in again.tasks} == {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 
@@ -81,6 +83,16 @@ def test_a_request_that_nobody_has_answered_rings_again(airflow: Airflow) -> Non
     assert len(airflow.requests()) == 1
 
 
+@pytest.fixture
+def drifted(champion: Airflow) -> Iterator[Airflow]:
+    """A champion whose February has drifted; the test declares the policy."""
+    kept = (champion.folder / f"{champion.name}.yaml").read_text()
+    toy.months(champion.folder, ("2024-02",), shift=3.0)
+    yield champion
+    (champion.folder / f"{champion.name}.yaml").write_text(kept)
+    toy.months(champion.folder, ("2024-02",))
+
+
 @pytest.mark.parametrize(
     ("retrain", "state"),
     [
@@ -91,16 +103,11 @@ def test_a_request_that_nobody_has_answered_rings_again(airflow: Airflow) -> Non
     ],
 )
 def test_drift_starts_no_training_where_the_policy_does_not(
-    champion: Airflow, retrain: dict[str, object], state: str
+    drifted: Airflow, retrain: dict[str, object], state: str
 ) -> None:
-    kept = (champion.folder / f"{champion.name}.yaml").read_text()
-    toy.months(champion.folder, ("2024-02",), shift=3.0)
+    champion = drifted
     champion.declare(retrain=retrain)
-    try:
-        run = champion.test("monitor", "2024-02")
-    finally:
-        (champion.folder / f"{champion.name}.yaml").write_text(kept)
-        toy.months(champion.folder, ("2024-02",))
+    run = champion.test("monitor", "2024-02")
 
     assert run.state == "success"
     assert run.xcom["data_drift", "return_value"]["verdict"]["status"] == "drift"
@@ -108,6 +115,33 @@ def test_drift_starts_no_training_where_the_policy_does_not(
     assert [event["asset"] for event in run.events] == ([suggestion] if state == "suggested" else [])
     (recorded,) = champion.requests()
     assert recorded.state == state
+
+
+def test_what_is_held_starts_in_the_monitoring_run_after_the_limit(drifted: Airflow) -> None:
+    drifted.declare(retrain={"cooldown": "30d"})
+    assert drifted.test("monitor", "2024-02").events == []
+    (held,) = drifted.requests()
+    assert held.last.until == drifted.ledger()[-1].at + timedelta(days=30)
+
+    drifted.declare(retrain={"cooldown": "0s"})
+    (event,) = drifted.test("monitor", "2024-02").events
+
+    assert event["extra"]["request"] == held.request.id
+    assert [step.state for step in drifted.requests()[0].steps] == ["held", "started"]
+
+
+def test_what_is_held_is_withdrawn_when_a_newer_window_is_quiet(drifted: Airflow) -> None:
+    drifted.declare(retrain={"cooldown": "30d"})
+    drifted.test("monitor", "2024-02")
+    drifted.declare(retrain={"cooldown": "0s"})
+
+    assert drifted.test("monitor", "2024-03").events == []
+
+    (withdrawn,) = drifted.requests()
+    assert (withdrawn.state, withdrawn.last.why) == (
+        "withdrawn",
+        "window 2024-03 was judged since, and gave no reason to retrain",
+    )
 
 
 def test_without_a_champion_the_sensor_waits_and_finds_what_comes_later(airflow: Airflow) -> None:
