@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from airflow_mlops.call.store import Store
 from airflow_mlops.errors import StoreError
+
+_AT_ONCE = 16
+_NAME = re.compile(r"\d{8}\.json")
 
 
 class AppendLog:
@@ -25,23 +30,21 @@ class AppendLog:
         Raises:
             StoreError: when one was removed.
         """
-        names = [name for name in self.store.names(*self.place) if name.endswith(".json")]
-        for number, name in enumerate(names, 1):
-            if name != _name(number):
-                raise StoreError(f"{self.store.uri(*self.place, _name(number))} was removed", fix=_FIX)
-            if number > len(self._read):
-                entry = self.store.read_json(*self.place, name)
-                if entry is None:
-                    raise StoreError(f"{self.store.uri(*self.place, name)} was removed", fix=_FIX)
-                self._read.append(entry)
+        newest = max((int(name[:-5]) for name in self.store.names(*self.place) if _NAME.fullmatch(name)), default=0)
+        # A folder that is listed while others write may lack a name that comes before one that it has.
+        unread = [_name(number) for number in range(len(self._read) + 1, newest + 1)]
+        # An object store takes its time for each file: it is asked for many at once.
+        with ThreadPoolExecutor(1 if self.store.local else _AT_ONCE) as pool:
+            found = list(pool.map(lambda name: self.store.read_json(*self.place, name), unread))
+        for name, entry in zip(unread, found, strict=True):
+            if entry is None:
+                raise StoreError(f"{self.store.uri(*self.place, name)} was removed", fix="restore it from a backup")
+            self._read.append(entry)
         return list(self._read)
 
     def append(self, number: int, entry: dict[str, Any]) -> bool:
         """Create entry ``number`` unless somebody has; say whether it was created."""
         return self.store.create_json(entry, *self.place, _name(number))
-
-
-_FIX = "restore it from a backup"
 
 
 def _name(number: int) -> str:

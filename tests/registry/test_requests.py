@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,14 @@ def test_a_decision_of_any_kind_starts_the_cooldown(requests: Requests, kind: An
     held = requests.ask(wish(), Retrain(), requests.standing()).last
     assert held.state == "held" and held.until == ledger.entries()[-1].at + Retrain().cooldown
     assert requests.ask(wish("2024-02"), UNLIMITED, requests.standing()).state == "started"
+
+
+def test_an_object_store_s_entries_come_in_their_order() -> None:
+    requests = Requests(Store(f"memory://{uuid.uuid4().hex}"), "m")
+    wishes = [wish(champion=str(number)) for number in range(40)]
+    for each in wishes:
+        requests.open(each)
+    assert [each.request for each in Requests(requests.store, "m").all()] == wishes
 
 
 def test_a_missing_entry_is_an_error_and_not_a_loop(requests: Requests) -> None:
