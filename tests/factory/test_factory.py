@@ -193,7 +193,7 @@ def test_only_a_policy_that_suggests_has_a_dag_that_asks(tmp_path: Path) -> None
     triggers = ["drift", {"model": "prices"}]
     retrain = {"mode": "suggest", "triggers": triggers, "approval": {"users": ["7", "9"], "timeout": "2d"}}
 
-    dags = dags_of(tmp_path, schedule=None, retrain=retrain, train={"windows": {"last": 3}})
+    dags = dags_of(tmp_path, schedule=None, retrain=retrain, train={"windows": {"last": 3}}, data={"window": "month"})
 
     assert set(dags) == {"train", "monitor", "predict", "retrain"}
     # What another pipeline has promoted is asked about too, and starts no training by itself.
