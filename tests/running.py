@@ -74,6 +74,8 @@ def fit(rows, target, params):
 
 STORM = '''"""Alarms by the dozen, and the trainings that they start, in DAGs of a team's own (Airflow)."""
 
+from datetime import timedelta
+
 from airflow.sdk import DAG, task
 
 from airflow_mlops.call import Store
@@ -110,7 +112,7 @@ def trainings(model):
 with DAG("storm", schedule=None, catchup=False):
     ALIASES = {model: retrain_alias(model) for model in MODELS}
 
-    @task(outlets=list(ALIASES.values()))
+    @task(outlets=list(ALIASES.values()), retries=2, retry_delay=timedelta(seconds=1))
     def alarms(number, **context):
         for model in MODELS:
             for day in range(1 + 5 * number, 6 + 5 * number):
