@@ -16,10 +16,10 @@ export UV_LINK_MODE ?= copy
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format docs benchmark lock clean
+.PHONY: help install demo test lint format docs benchmark benchmark-drift lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Make .venv/ from requirements.lock
 
@@ -47,6 +47,9 @@ docs: $(STAMP) ## Generate docs/reference/ (ARGS=--check to compare only)
 
 benchmark: $(STAMP) ## Measure start-up, parsing and whole runs
 	$(BIN)/python -m benchmarks $(ARGS)
+
+benchmark-drift: $(STAMP) ## Measure drift against Evidently (ARGS=--full: 100 million rows, ARGS="--rows 5000000")
+	$(BIN)/python -m benchmarks drift $(ARGS)
 
 lock: $(UV) ## Compile requirements.lock anew from pyproject.toml (ARGS=--upgrade to move the pins)
 	$(UV) pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --no-header --no-annotate \

@@ -10,10 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import rerun, runs, runtime, startup, tune, validation, workers
+from benchmarks import drift, rerun, runs, runtime, startup, tune, validation, workers
 from benchmarks.table import Table
 
-PARTS = ("import", "parse", "run", "airflow", "rerun", "runtime", "validate", "tune")
+PARTS = ("import", "parse", "run", "airflow", "rerun", "runtime", "validate", "tune", "drift")
 ROWS, QUICK_ROWS = 100_000, 5_000
 TUNE_ROWS = 5_000
 
@@ -24,6 +24,7 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="few rows and few repetitions: only to see that it works")
     parser.add_argument("--rows", type=int, help=f"rows of the data (default: {ROWS:,})")
+    parser.add_argument("--full", action="store_true", help="drift also of 100,000,000 rows in 50 files: 15 GB of disk")
     parser.add_argument("--keep", metavar="DIR", type=Path, help="keep data, logs and databases there")
     options = parser.parse_args()
     unknown = set(options.parts) - set(PARTS)
@@ -58,6 +59,9 @@ def main() -> int:
             validation.measure(table, home / "validate", many)
         if "tune" in parts:
             tune.measure(table, home / "tune", min(rows, TUNE_ROWS), quick=options.quick)
+        if "drift" in parts:
+            many = options.rows or (QUICK_ROWS if options.quick else drift.ROWS)
+            drift.measure(table, home / "drift", many, drift.MANY_ROWS if options.full else 0)
     print(f"\nload {_load()} at the end, after {time.monotonic() - started:.0f} s\n")
     print(table.text())
     return 0

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from airflow_mlops.drift.arrow import floats_of, numbers_of, present
+
 if TYPE_CHECKING:
     from airflow_mlops.drift.profile import ColumnProfile
 
@@ -65,10 +67,11 @@ class Cells(NamedTuple):
         if not self.ordered:
             encoded = values.cast("string").dictionary_encode()
             words = [self.groups.get(word, self.size - 2) for word in encoded.dictionary.to_pylist()]
-            codes = encoded.indices.fill_null(len(words)).to_numpy(zero_copy_only=False)
-            return np.asarray(np.array([*words, self.size - 1], np.intp)[codes])
+            codes = np.full(len(encoded), self.size - 1, np.intp)
+            codes[present(encoded)] = np.array([*words, -1], np.intp)[numbers_of(encoded.indices.drop_null())]
+            return codes
         if not isinstance(values, np.ndarray):
-            values = values.cast("float64", safe=False).to_numpy(zero_copy_only=False)
+            values = floats_of(values)
         found = np.searchsorted(self.edges, values, side="right").astype(np.intp)
         found[np.isinf(values)] = self.size - 2
         found[np.isnan(values)] = self.size - 1

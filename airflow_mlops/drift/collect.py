@@ -21,6 +21,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from airflow_mlops.call.store import reaching
+from airflow_mlops.drift.arrow import array_of, floats_of, numbers_of, present
 from airflow_mlops.drift.bins import LIMIT, Bins, Floats, Integers, first_level, histogram, of_distinct
 from airflow_mlops.drift.columns import Kind, kind_of
 from airflow_mlops.drift.profile import (
@@ -50,8 +51,8 @@ class Cells(Protocol):
     def size(self) -> int:
         """How many cells there are."""
 
-    def codes(self, values: pa.Array) -> npt.NDArray[np.integer[Any]]:
-        """The cell of each value, from 0 to ``size - 1``, nulls included."""
+    def codes(self, values: Any) -> npt.NDArray[np.integer[Any]]:
+        """The cell of each value, from 0 to ``size - 1``: of an Arrow array, or of numbers with NaN for null."""
 
 
 def profile_files(files: Sequence[str], columns: Sequence[str] = (), time: str | None = None) -> DatasetProfile:
@@ -128,7 +129,8 @@ def count_blocks(batches: Iterable[Batch], time: str, edges: Integers, cells: Ma
     counts = {name: np.zeros((blocks, each.size), np.int64) for name, each in cells.items()}
     for batch in batches:
         times = microseconds(_one(batch.column(time)))
-        at = np.searchsorted(edges, times.fill_null(edges[0] - 1).to_numpy(), side="right") - 1
+        at = np.full(len(times), -1)
+        at[present(times)] = np.searchsorted(edges, numbers_of(times.drop_null()), side="right") - 1
         inside = (at >= 0) & (at < blocks)
         at = at[inside]
         rows += np.bincount(at, minlength=blocks)
@@ -136,7 +138,8 @@ def count_blocks(batches: Iterable[Batch], time: str, edges: Integers, cells: Ma
         for name, each in cells.items():
             # A file of another time may lack a column.
             values = _plain(_one(batch.column(name))) if name in names else pa.nulls(batch.num_rows, pa.float64())
-            codes = np.asarray(each.codes(values))[inside]
+            number = kind_of(values.type) == "number"
+            codes = np.asarray(each.codes(floats_of(values) if number else values))[inside]
             flat = np.bincount(at * each.size + codes, minlength=blocks * each.size)
             counts[name] += flat.reshape(blocks, each.size)
     return Blocks(np.asarray(edges, np.int64), rows, counts)
@@ -254,7 +257,7 @@ def _part(column: Any, kind: Kind, so_far: ColumnProfile, level: int, *, look: b
 
 
 def _numbers(values: pa.Array, part: ColumnProfile, level: int, *, look: bool) -> ColumnProfile:
-    numbers = values.to_numpy(zero_copy_only=False)
+    numbers = numbers_of(values)
     if look and numbers.dtype.kind in "iu":
         first = numbers[:_LOOKED]
         rising = bool((first[1:] > first[:-1]).all())
@@ -290,8 +293,8 @@ def _few(numbers: npt.NDArray[Any], span: int | None, level: int) -> Bins | None
         return of_distinct((there + int(least)).astype(np.float64), counts[there])
     if level or first_level(numbers[: 1 << 16].astype(np.float64, copy=False)):
         return None
-    found = pc.value_counts(pa.array(numbers)).flatten()
-    return of_distinct(found[0].to_numpy().astype(np.float64), found[1].to_numpy())
+    found = pc.value_counts(array_of(numbers)).flatten()
+    return of_distinct(numbers_of(found[0]).astype(np.float64), numbers_of(found[1]))
 
 
 def _moments(values: Floats, counts: Integers | None = None) -> tuple[float, float]:
@@ -318,13 +321,13 @@ def _categories(values: pa.Array, part: ColumnProfile, *, look: bool) -> ColumnP
         part = replace(part, nulls=nulls)
     else:
         names, counts = pc.value_counts(values.drop_null()).flatten()
-        counts = counts.to_numpy()
+        counts = numbers_of(counts)
     error = 0
     if len(counts) > MOST_CATEGORIES:
         # Before they become texts of Python: of an identifier none is left.
         error = int(np.partition(counts, -MOST_CATEGORIES - 1)[-MOST_CATEGORIES - 1])
         kept = np.flatnonzero(counts > error)
-        names, counts = names.take(pa.array(kept)), counts[kept] - error
+        names, counts = names.take(array_of(kept)), counts[kept] - error
     texts = (_short(each) for each in names.to_pylist())
     found, more = most_frequent(*({text: int(count)} for text, count in zip(texts, counts, strict=True)))
     return replace(part, counts=found, error=error + more)
@@ -332,16 +335,12 @@ def _categories(values: pa.Array, part: ColumnProfile, *, look: bool) -> ColumnP
 
 def _counted(values: pa.DictionaryArray) -> tuple[pa.Array, Integers, int]:
     """The different values of a dictionary array, how often each stands, and the nulls."""
-    indices = values.indices.drop_null().to_numpy()
+    indices = numbers_of(values.indices.drop_null())
     counts = np.bincount(indices, minlength=len(values.dictionary))
     # A null may stand in the dictionary itself, too.
-    counted = (
-        np.flatnonzero(counts)
-        if values.dictionary.null_count == 0
-        else np.flatnonzero((counts > 0) & values.dictionary.is_valid().to_numpy(zero_copy_only=False))
-    )
+    counted = np.flatnonzero((counts > 0) & present(values.dictionary))
     there = counts[counted]
-    return values.dictionary.take(pa.array(counted)), there, len(values) - int(there.sum())
+    return values.dictionary.take(array_of(counted)), there, len(values) - int(there.sum())
 
 
 def _short(value: Any) -> str:

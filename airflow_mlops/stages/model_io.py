@@ -36,7 +36,6 @@ FACTS = "mlops/model.json"
 ROWS = "mlops/training_rows.parquet"
 INPUTS = "mlops/inputs.json"
 DECLARATION = "mlops/pipeline.yaml"
-PROFILE = "mlops/profile.bin"
 
 TRUSTED_TYPES = frozenset(
     {

@@ -12,21 +12,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import mlflow
-
 from airflow_mlops.call.store import Store, digest_of_file
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, Verdict, digest_of
 from airflow_mlops.drift.decide import Decision, decide
 from airflow_mlops.drift.profile import DatasetProfile
-from airflow_mlops.errors import RegistryUnreachableError, SchemaError
-from airflow_mlops.registry.mlflow_api import pointed_at
+from airflow_mlops.errors import SchemaError
 from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
 from airflow_mlops.registry.verdicts import Verdicts
 from airflow_mlops.spec.stages import Monitor
 from airflow_mlops.stages.extract import extract_parts
-from airflow_mlops.stages.model_io import PROFILE, download
 from airflow_mlops.stages.outcome import outcome_of
-from airflow_mlops.stages.profiles import profile_of
+from airflow_mlops.stages.profiles import profile_of, reference_in
 
 log = logging.getLogger(__name__)
 
@@ -41,32 +37,30 @@ def run(call: Call, params: Monitor, store: Store) -> Outcome:
     current = DatasetProfile(0, {}, params.time)
     for part in parts:
         current = current.merge(profile_of(part, store, params.time))
-    with tempfile.TemporaryDirectory() as scratch, pointed_at(registry.ref.uri):
-        folder = Path(scratch)
-        kept = download(champion.run_id, PROFILE, folder).read_bytes()
-        reference = DatasetProfile.from_bytes(kept, f"the reference of version {champion.version}")
-        rule = params.data_drift
-        rule = rule.model_copy(update={"columns": rule.columns or tuple(reference.columns)})
-        decision = decide(reference, current, rule, window=_span(call))
-        _require_form(decision)
-        moved = [column.column for column in decision.columns if column.word == "moved"]
-        verdict = {
-            "status": decision.status,
-            "reasons": list(decision.reasons),
-            "moved": moved,
-            "alarm": decision.alarm,
-            "columns": [column._asdict() for column in decision.columns],
-            "threshold": decision.threshold,
-            "null": decision.null,
-            "rows": current.rows,
-            "data": parts[0].digest if len(parts) == 1 else digest_of([part.digest for part in parts]),
-            "champion": champion.version,
-        }
-        written = store.put_json(verdict, "verdict")
-        run_id = registry.run_of(
-            call, tags={"mlops.kind": "monitor", "mlops.pipeline": call.pipeline, "mlops.champion": champion.version}
-        )
-        report = _log(run_id, (reference, current), decision, verdict, folder / "log", registry.ref.uri)
+    reference = reference_in(champion.run_id, registry.ref.uri, store)
+    rule = params.data_drift
+    rule = rule.model_copy(update={"columns": rule.columns or tuple(reference.columns)})
+    decision = decide(reference, current, rule, window=_span(call))
+    _require_form(decision)
+    moved = [column.column for column in decision.columns if column.word == "moved"]
+    verdict = {
+        "status": decision.status,
+        "reasons": list(decision.reasons),
+        "moved": moved,
+        "alarm": decision.alarm,
+        "columns": [column._asdict() for column in decision.columns],
+        "threshold": decision.threshold,
+        "null": decision.null,
+        "rows": current.rows,
+        "data": parts[0].digest if len(parts) == 1 else digest_of([part.digest for part in parts]),
+        "champion": champion.version,
+    }
+    written = store.put_json(verdict, "verdict")
+    run_id = registry.run_of(
+        call, tags={"mlops.kind": "monitor", "mlops.pipeline": call.pipeline, "mlops.champion": champion.version}
+    )
+    registry.api.log_text(run_id, "verdict.json", json.dumps(verdict, indent=1))
+    report = _report(run_id, (reference, current), decision, registry) if decision.alarm else None
     registry.api.log(run_id, metrics=_metrics(decision, current.rows), tags=_tags(call, decision))
     registry.api.end_run(run_id, "FINISHED")
     url = registry.run_url(run_id)
@@ -101,30 +95,18 @@ def _require_form(decision: Decision) -> None:
         )
 
 
-def _log(
-    run_id: str,
-    sides: tuple[DatasetProfile, DatasetProfile],
-    decision: Decision,
-    verdict: dict[str, Any],
-    folder: Path,
-    uri: str,
-) -> ArtifactRef | None:
-    """Keep the verdict with the run, and the report where there is an alarm."""
-    folder.mkdir()
-    (folder / "verdict.json").write_text(json.dumps(verdict, indent=1))
-    report = None
-    if decision.alarm:
-        # Evidently takes seconds to import, which a window without an alarm does not pay.
-        from airflow_mlops.drift.report import write_html
+def _report(
+    run_id: str, sides: tuple[DatasetProfile, DatasetProfile], decision: Decision, registry: ModelRegistry
+) -> ArtifactRef:
+    """Evidently's report, logged with the run."""
+    # Evidently takes seconds to import, which a window without an alarm does not pay.
+    from airflow_mlops.drift.report import write_html
 
-        file = folder / REPORT
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, REPORT)
         write_html(*sides, decision, file)
-        report = ArtifactRef(uri=f"runs:/{run_id}/{REPORT}", digest=digest_of_file(file), kind="report")
-    try:
-        mlflow.MlflowClient().log_artifacts(run_id, str(folder))
-    except (OSError, mlflow.exceptions.MlflowException) as error:
-        raise RegistryUnreachableError(f"MLflow at {uri} takes no artifacts: {error}") from error
-    return report
+        registry.api.log_text(run_id, REPORT, file.read_text(encoding="utf-8"))
+        return ArtifactRef(uri=f"runs:/{run_id}/{REPORT}", digest=digest_of_file(file), kind="report")
 
 
 def _metrics(decision: Decision, rows: int) -> dict[str, float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import tempfile
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -12,8 +14,12 @@ from airflow_mlops.drift.collect import profile_batches, profile_files
 from airflow_mlops.drift.profile import VERSION, DatasetProfile
 from airflow_mlops.drift.reference import with_blocks
 from airflow_mlops.errors import DataError
+from airflow_mlops.registry.mlflow_api import pointed_at
 
 log = logging.getLogger(__name__)
+
+PROFILE = "mlops/profile.bin"
+"""Where a model's run has its reference."""
 
 
 def profile_of(data: ArtifactRef, store: Store, time: str | None = None) -> DatasetProfile:
@@ -23,17 +29,49 @@ def profile_of(data: ArtifactRef, store: Store, time: str | None = None) -> Data
     """
     digest = data.digest.removeprefix("sha256:")
     place = ("artifacts", "profile", digest[:2], f"{digest}.{digest_of([VERSION, time])[7:15]}.bin")
-    kept = store.read_bytes(*place)
-    if kept is not None:
-        try:
-            return DatasetProfile.from_bytes(kept, store.uri(*place))
-        except DataError as error:
-            log.warning("%s; it is made anew", error)
-    profile = profile_files([str(store.fetch(data))], time=time)
-    with store.scratch(".bin") as file:
-        file.write_bytes(profile.to_bytes())
-        store.replace_file(file, *place)
+    profile = _kept(store, place)
+    if profile is None:
+        profile = profile_files([str(store.fetch(data))], time=time)
+        _keep(profile.to_bytes(), store, place)
     return profile
+
+
+def reference_in(run_id: str, registry: str, store: Store) -> DatasetProfile:
+    """The reference that a model's run was logged with.
+
+    It is brought here once and kept: MLflow's client takes seconds to import.
+
+    Raises:
+        ModelNotFoundError: when the run has none.
+        RegistryUnreachableError: when it cannot be fetched now.
+    """
+    place = ("artifacts", "profile", "runs", f"{run_id}.bin")
+    profile = _kept(store, place)
+    if profile is None:
+        from airflow_mlops.stages.model_io import download
+
+        with tempfile.TemporaryDirectory() as folder, pointed_at(registry):
+            data = download(run_id, PROFILE, Path(folder)).read_bytes()
+        profile = DatasetProfile.from_bytes(data, f"the reference of the run {run_id}")
+        _keep(data, store, place)
+    return profile
+
+
+def _kept(store: Store, place: tuple[str, ...]) -> DatasetProfile | None:
+    data = store.read_bytes(*place)
+    if data is None:
+        return None
+    try:
+        return DatasetProfile.from_bytes(data, store.uri(*place))
+    except DataError as error:
+        log.warning("%s; it is made anew", error)
+        return None
+
+
+def _keep(data: bytes, store: Store, place: tuple[str, ...]) -> None:
+    with store.scratch(".bin") as file:
+        file.write_bytes(data)
+        store.replace_file(file, *place)
 
 
 def reference_of(table: pa.Table, columns: tuple[str, ...], time: str | None) -> DatasetProfile:

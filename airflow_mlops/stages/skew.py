@@ -19,7 +19,8 @@ from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.spec.data_schema import DataSchema, Skew, Volume
 from airflow_mlops.spec.pipeline import DriftRule
 from airflow_mlops.spec.stages import ValidateData
-from airflow_mlops.stages.model_io import PROFILE, Facts, arrow_type, download, read_facts, takes
+from airflow_mlops.stages.model_io import Facts, arrow_type, read_facts, takes
+from airflow_mlops.stages.profiles import reference_in
 from airflow_mlops.stages.tables import canonical
 from airflow_mlops.stages.validate_data import Checked, Result
 
@@ -45,23 +46,19 @@ def against_champion(
         scratch = Path(folder)
         facts = read_facts(champion.run_id, scratch)
         if schema.volume is not None:
-            then = _reference(champion.run_id, scratch).rows / facts.windows
+            then = reference_in(champion.run_id, registry.ref.uri, store).rows / facts.windows
             checked.append(_check_volume(schema.volume, result.kept / params.windows, then))
         if schema.skew is not None and result.sample is not None:
             with pq.ParquetFile(file) as parquet:
                 columns = list(_check_columns(facts, canonical(parquet.schema_arrow)))
             checked += columns
             if not any(each.verdict == "stop" for each in columns):
-                reference = _reference(champion.run_id, scratch)
+                reference = reference_in(champion.run_id, registry.ref.uri, store)
                 values = list(_check_values(schema.skew, reference, result.sample))
                 checked += values
                 if schema.skew.on_skew == "retrain" and any(each.verdict == "warn" for each in values):
                     info["skew"] = "retrain"
     return checked, info
-
-
-def _reference(run_id: str, scratch: Path) -> DatasetProfile:
-    return DatasetProfile.from_bytes(download(run_id, PROFILE, scratch).read_bytes(), "the champion's reference")
 
 
 def _check_volume(volume: Volume, now: float, then: float) -> Checked:

@@ -40,7 +40,6 @@ from airflow_mlops.stages.model_io import (
     DECLARATION,
     FACTS,
     INPUTS,
-    PROFILE,
     ROWS,
     Facts,
     model_digest,
@@ -48,7 +47,7 @@ from airflow_mlops.stages.model_io import (
 )
 from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.prepare import call_features
-from airflow_mlops.stages.profiles import reference_of
+from airflow_mlops.stages.profiles import PROFILE, reference_of
 from airflow_mlops.stages.rows import row_hashes
 from airflow_mlops.stages.tables import read_table, require_columns, to_frame
 from airflow_mlops.stages.team_code import predict, user_code

@@ -25,6 +25,7 @@ NO_WINDOW = "all"
 
 _VERDICTS: Mapping[str, tuple[str, Tone]] = {
     "ok": ("no drift", "good"),
+    "warn": ("moved, not confirmed yet", "busy"),
     "drift": ("drift", "bad"),
     "insufficient_data": ("too few rows", "plain"),
 }

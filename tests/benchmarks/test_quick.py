@@ -15,7 +15,9 @@ def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_cheap_parts_end_in_a_table(tmp_path: Path) -> None:
-    done = benchmarks("--quick", "--rows", "1000", "--keep", str(tmp_path), "import", "parse", "run", "validate")
+    done = benchmarks(
+        "--quick", "--rows", "1000", "--keep", str(tmp_path), "import", "parse", "run", "validate", "drift"
+    )
     assert done.returncode == 0, done.stderr
     table = done.stdout[done.stdout.index("against the peer") :].splitlines()[2:]
     assert [line.split("  ")[0] for line in table if not line.startswith(" ")] == [
@@ -29,6 +31,11 @@ def test_the_cheap_parts_end_in_a_table(tmp_path: Path) -> None:
         "validate 1,000 rows x 20, 1 set aside / bare pandera, no key, no quarantine",
         "validate 1,000 rows x 20, 1 set aside",
         "the same as a stage, with skew and volume, the good rows written anew",
+        "drift of 1,000 rows x 20, a saved reference / Evidently's preset",
+        "drift of 1,000 rows x 20, memory",
+        "drift of 1,000 rows x 20, Wasserstein against Evidently's",
+        "drift of 1,000 rows x 20, Jensen-Shannon against Evidently's",
+        "profile of 1,000 rows x 20",
     ]
     heavy = next(line for line in table if "heavy libraries" in line)
     assert heavy.split()[-1] == "yes"

@@ -38,7 +38,7 @@ def bins_of(values: list[float] | np.ndarray) -> Bins:
 def test_a_value_lies_in_its_bin_and_bins_keep_the_order(values: list[float], level: int) -> None:
     numbers = np.sort(np.array(values) + 0.0)
     index = keys(numbers, level)
-    assert (np.diff(index) >= 0).all()
+    assert (index[1:] >= index[:-1]).all()
     lower, upper = edges(index, level)
     assert (lower <= numbers).all() and (numbers <= upper).all()
     if level == 0:

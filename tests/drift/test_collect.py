@@ -203,7 +203,7 @@ class Halves:
     size = 3
 
     def codes(self, values: Any) -> Any:
-        return np.nan_to_num(np.where(values.to_numpy(zero_copy_only=False) > 30, 1, 0), nan=2)
+        return np.where(np.isnan(values), 2, values > 30)
 
 
 def test_rows_are_counted_by_blocks_of_time(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""Evidently's report: exact scores, a word on every column, and the same size however many rows there are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from evidently.legacy.calculations.stattests import wasserstein_stat_test
+from evidently.legacy.core import ColumnType
+
+from airflow_mlops.drift.decide import decide
+from airflow_mlops.drift.report import ROWS, rows_of, write_html
+from airflow_mlops.spec.pipeline import DriftRule
+from tests.drift.frames import column_of, profile_of
+
+
+def rows(count: int, seed: int, shift: float = 0.0) -> pa.Table:
+    random = np.random.default_rng(seed)
+    return pa.table(
+        {
+            "x": random.normal(shift, 1, count),
+            "c": np.array(["a", "b", "c"])[random.integers(0, 3, count)],
+            "t": pa.array(np.arange(count), pa.timestamp("us")),
+            "gone": pa.nulls(count, pa.float64()),
+        }
+    )
+
+
+def test_the_report_holds_what_was_decided_of_all_rows(tmp_path: Path) -> None:
+    reference, current = profile_of(rows(5_000, 0)), profile_of(rows(5_000, 1, shift=0.5).drop_columns(["t"]))
+    decision = decide(reference, current, DriftRule())
+    sizes = []
+    for name, sides in (("small", (reference, current)), ("large", (reference, current.merge(current)))):
+        file = tmp_path / f"{name}.html"
+        write_html(*sides, decision, file)
+        sizes.append(file.stat().st_size)
+        text = file.read_text()
+        for column in decision.columns:
+            assert json.dumps(column.note)[1:-1] in text
+        effect = next(column.effect for column in decision.columns if column.column == "x")
+        assert f"Drift score: {round(effect or 0, 3)}" in text
+    assert abs(sizes[0] - sizes[1]) < 20_000
+
+
+def test_nothing_to_draw_is_a_report_as_well(tmp_path: Path) -> None:
+    table = pa.table({"t": pa.array(range(300), pa.timestamp("us")), "l": [[1]] * 300})
+    profile = profile_of(table)
+    write_html(profile, profile, decide(profile, profile, DriftRule()), tmp_path / "r.html")
+    assert "time moves on by itself" in (tmp_path / "r.html").read_text()
+
+
+def test_rows_that_stand_for_a_column_have_its_distances() -> None:
+    random = np.random.default_rng(2)
+    one, other = random.gamma(2, 3, 40_000), random.gamma(2.2, 3, 40_000)
+    pair = column_of(one), column_of(other)
+    test, kind = wasserstein_stat_test, ColumnType.Numerical
+    drawn = test(*(rows_of(each) for each in pair), kind, None).drift_score
+    import pandas as pd
+
+    assert drawn == pytest.approx(test(pd.Series(one), pd.Series(other), kind, None).drift_score, abs=2e-3)
+    shares = rows_of(column_of(["a"] * 700 + ["b"] * 290 + ["c"] * 10)).value_counts()
+    assert shares.to_dict() == {"a": 1400, "b": 580, "c": 20} and shares.sum() == ROWS
+    many = rows_of(column_of([f"v{each % 500}" for each in range(5_000)]))
+    assert many.nunique() == 31 and len(many) == ROWS
