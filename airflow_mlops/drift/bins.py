@@ -196,10 +196,11 @@ def _place(above: Floats, width: Floats) -> npt.NDArray[np.float32]:
 
 def of_distinct(values: Floats, count: Integers) -> Bins:
     """The histogram of different finite values, in any order, and how often each stands."""
-    index = keys(values, 0)
-    order = np.argsort(index)
-    bins = Bins(0, index[order], count[order].astype(np.int64), np.zeros(len(index), np.float32))
-    return within_limit(bins)
+    # Both zeros are one value here.
+    index, inverse = np.unique(keys(values, 0), return_inverse=True)
+    counts = np.zeros(len(index), np.int64)
+    np.add.at(counts, inverse, count)
+    return within_limit(Bins(0, index, counts, np.zeros(len(index), np.float32)))
 
 
 def histogram(values: Floats, level: int) -> Bins:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from airflow_mlops.drift.bins import (
@@ -34,6 +34,7 @@ def bins_of(values: list[float] | np.ndarray) -> Bins:
     return of_distinct(found, counts)
 
 
+@example([4.0, -1.0], 0)
 @given(FLOATS, LEVELS)
 def test_a_value_lies_in_its_bin_and_bins_keep_the_order(values: list[float], level: int) -> None:
     numbers = np.sort(np.array(values) + 0.0)

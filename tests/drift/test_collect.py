@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from airflow_mlops.drift.collect import count_blocks, profile_batches, profile_files, read_files
@@ -264,7 +264,11 @@ def test_merging_is_associative_and_commutative(one: pa.Table, two: pa.Table, th
     assert a.merge(b).columns["whole"].looked == b.merge(a).columns["whole"].looked
 
 
+ZEROS = [{"number": 0.0, "text": None, "whole": None}, {"number": -0.0, "text": None, "whole": None}]
+
+
 @settings(deadline=None)
+@example(pa.Table.from_pylist([], SCHEMA), pa.Table.from_pylist(ZEROS, SCHEMA))
 @given(TABLES, TABLES)
 def test_a_merged_profile_is_that_of_the_rows_together(one: pa.Table, two: pa.Table) -> None:
     assert_same(profile_of(one).merge(profile_of(two)), profile_of(pa.concat_tables([one, two])))
