@@ -74,8 +74,6 @@ def fit(rows, target, params):
 
 STORM = '''"""Alarms by the dozen, and the trainings that they start, in DAGs of a team's own (Airflow)."""
 
-from datetime import timedelta
-
 from airflow.sdk import DAG, task
 
 from airflow_mlops.call import Store
@@ -112,7 +110,7 @@ def trainings(model):
 with DAG("storm", schedule=None, catchup=False):
     ALIASES = {model: retrain_alias(model) for model in MODELS}
 
-    @task(outlets=list(ALIASES.values()), retries=2, retry_delay=timedelta(seconds=1))
+    @task(outlets=list(ALIASES.values()))
     def alarms(number, **context):
         for model in MODELS:
             for day in range(1 + 5 * number, 6 + 5 * number):
