@@ -279,7 +279,7 @@ def _numbers(values: pa.Array, part: ColumnProfile, level: int, *, look: bool) -
         mean, squares = _moments(bins.lower, bins.count)
     else:
         floats = numbers.astype(np.float64, copy=False)
-        bins = histogram(floats, bins.level if bins else max(level, first_level(floats)) or 1)
+        bins = histogram(floats, bins.level if bins else level or first_level(floats) or 1)
         mean, squares = _moments(floats)
     return replace(part, min=float(least), max=float(most), mean=mean, squares=squares, bins=bins)
 
