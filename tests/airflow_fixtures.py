@@ -163,11 +163,13 @@ class Airflow:
 
     def answer(self, dag_id: str, run: Run, task: str, option: str, user: str = "ann") -> Run:
         """Answer a task's question by the function behind Airflow's REST API, and go on with the task."""
+        from airflow.api_fastapi.app import create_auth_manager
         from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
         from airflow.api_fastapi.core_api.datamodels.hitl import UpdateHITLDetailPayload
         from airflow.api_fastapi.core_api.routes.public.hitl import update_hitl_detail
         from airflow.utils.session import create_session
 
+        create_auth_manager()
         with create_session() as session:
             update_hitl_detail(
                 self.dag(dag_id).dag_id,
