@@ -139,6 +139,19 @@ def parser_of_commands() -> argparse.ArgumentParser:
     )
     asked_for.set_defaults(handler=_requests)
 
+    calibrate = commands.add_parser(
+        "calibrate", help="show a drift rule's false alarms and power on the source's history, before it is turned on"
+    )
+    calibrate.add_argument("file", metavar="PIPELINE.yaml")
+    calibrate.add_argument("--pipeline", metavar="NAME", help="which one, where the file holds several")
+    calibrate.add_argument(
+        "--window", metavar="KEY", help="the newest window to look at (default: the newest there is)"
+    )
+    calibrate.add_argument("--windows", type=int, default=12, metavar="N", help="how many (default: %(default)s)")
+    calibrate.add_argument("--evidently", action="store_true", help="show beside it what Evidently's preset would say")
+    calibrate.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    calibrate.set_defaults(handler=_calibrate)
+
     demo = commands.add_parser("demo", help="run the flights demo: a real Airflow and MLflow on this machine")
     demo.add_argument("--dags", default="dags", metavar="DIR", help="the folder with the demo's DAGs and data")
     demo.add_argument("--months", type=int, default=None, metavar="N", help="how many months arrive")
@@ -201,6 +214,12 @@ def _requests(options: argparse.Namespace) -> int:
     from airflow_mlops.cli.requests import show
 
     return show(options)
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from airflow_mlops.cli.calibrate import calibrate
+
+    return calibrate(options)
 
 
 def _pools(options: argparse.Namespace) -> int:

@@ -96,6 +96,7 @@ def decide(
     rule: DriftRule,
     history: Sequence[Past] = (),
     window: tuple[datetime, datetime] | None = None,
+    together: ColumnDrift | None = None,
 ) -> Decision:
     """Compare a window with its reference.
 
@@ -107,6 +108,7 @@ def decide(
         rule: the declared thresholds.
         history: earlier verdicts against the same reference, in any order.
         window: where the window starts and ends. Default: nothing confirms it.
+        together: a word on all columns together, which counts like that on a column.
 
     Raises:
         SchemaError: when a declared column is not in the reference.
@@ -121,8 +123,8 @@ def decide(
             f"{current.rows} rows against {reference.rows} of the reference; at least {rule.min_rows} each are needed"
         )
         return Decision("insufficient_data", (reason,), (), False, None, "")
-    judged = _Judged(reference, current, rule)
-    words = tuple(judged.word(fact) for fact in judged.facts)
+    judged = Comparison(reference, current, rule)
+    words = tuple(judged.word(fact) for fact in judged.facts) + ((together,) if together else ())
     moved = sorted((word for word in words if word.word == "moved"), key=lambda word: -(word.times or 0.0))
     broken = [word for word in words if word.word == "broken"]
     rest = explain.unchanged(
@@ -147,10 +149,12 @@ def _unconfirmed(
         return None
     wanted = rule.consecutive or (1 if window[1] - window[0] >= _LONG else 2)
     within = max(rule.within or wanted, wanted)
+    # A window that could not be judged stands for nothing; but what was said long ago confirms nothing either.
+    oldest = window[0] - within * (window[1] - window[0])
     counted: list[Past] = []
     free = window[0]
     for past in sorted(history, key=lambda each: each.end, reverse=True):
-        if past.end <= free and len(counted) < within - 1:
+        if oldest <= past.end <= free and len(counted) < within - 1:
             counted.append(past)
             free = past.start
     found = max(1 + sum(column in past.moved for past in counted) for column in moved)
@@ -160,7 +164,7 @@ def _unconfirmed(
     return f"{found} of the {wanted} windows{among} that make it drift"
 
 
-class _Judged:
+class Comparison:
     """The numbers of a comparison: one group each of numbers, categories and shares of nulls."""
 
     def __init__(self, reference: DatasetProfile, current: DatasetProfile, rule: DriftRule) -> None:
@@ -180,11 +184,11 @@ class _Judged:
             self.windows.append(counts)
         rows = [counts.sum(axis=1) for counts in self.windows]
         span = _span(reference, current)
-        self.chance = _said_of(span, reference)
+        self.chance = null_in_words(span, reference)
         self.null: Null | None = None
         self.threshold: float | None = None
         if self.groups:
-            self.null = calibrate(self.groups, rows, span, _seed(self.groups))
+            self.null = calibrate(self.groups, rows, span, seed_of(self.groups))
             self.threshold = self.null.threshold(rule.false_alarm_rate)
         self.found = [
             distances(counts / valid[:, None] - _shares(group.counts), metric(group, valid))
@@ -297,7 +301,8 @@ def _span(reference: DatasetProfile, current: DatasetProfile) -> float | None:
     return max((lasts[1] - lasts[0]) / timedelta(microseconds=1) / length, 1e-3)
 
 
-def _said_of(span: float | None, reference: DatasetProfile) -> str:
+def null_in_words(span: float | None, reference: DatasetProfile) -> str:
+    """What chance is taken to be."""
     if span is None or reference.blocks is None:
         return "rows taken as independent: the reference has no time blocks"
     hours = float(np.median(np.diff(reference.blocks.edges))) / 3.6e9
@@ -305,7 +310,8 @@ def _said_of(span: float | None, reference: DatasetProfile) -> str:
     return f"resampled from {len(reference.blocks.rows)} blocks of {length} of the reference"
 
 
-def _seed(groups: list[Group]) -> int:
+def seed_of(groups: list[Group]) -> int:
+    """The seed of every draw: a digest of the reference's counts."""
     seed = 0
     for group in groups:
         seed = zlib.crc32(np.ascontiguousarray(group.counts).tobytes(), seed)

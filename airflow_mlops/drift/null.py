@@ -195,17 +195,39 @@ def calibrate(
         seed: of every random draw.
         replicates: how many windows are drawn.
     """
+    return standardised(draws(groups, rows, span, seed, replicates), rows)
+
+
+def draws(
+    groups: list[Group], rows: list[Floats], span: float | None, seed: int, replicates: int = REPLICATES
+) -> list[Floats]:
+    """Distances of windows without drift, each group's ``(statistics, replicates, columns)``."""
+    drawn = differences(groups, rows, span, seed, replicates)
+    return [distances(each, metric(group, valid)) for each, group, valid in zip(drawn, groups, rows, strict=True)]
+
+
+def differences(
+    groups: list[Group], rows: list[Floats], span: float | None, seed: int, replicates: int = REPLICATES
+) -> list[Floats]:
+    """Shares of windows without drift less those of their references, each ``(replicates, columns, cells)``."""
     random = np.random.default_rng(seed)
-    hows = [metric(group, each) for group, each in zip(groups, rows, strict=True)]
-    memories = [memory(group, how) if span is not None else None for group, how in zip(groups, hows, strict=True)]
+    memories = [
+        memory(group, metric(group, valid)) if span is not None else None
+        for group, valid in zip(groups, rows, strict=True)
+    ]
     weights, run, count = _weights(memories, span or 1.0, random, replicates)
     found = []
-    for group, valid, how, kept in zip(groups, rows, hows, memories, strict=True):
+    for group, valid, kept in zip(groups, rows, memories, strict=True):
         difference = _noise(group.counts, valid, random, replicates)
         if kept is not None and weights is not None:
             difference += _between(kept, weights, span or 1.0, run, count, random)
-        found.append(distances(difference, how))
-    centre, spread, usual, largest = [], [], [], np.full(replicates, -np.inf)
+        found.append(difference)
+    return found
+
+
+def standardised(found: list[Floats], rows: list[Floats]) -> Null:
+    """Put the distances of every statistic and column on one scale, and take the largest of each replicate."""
+    centre, spread, usual, largest = [], [], [], np.full(found[0].shape[1], -np.inf)
     for drawn, valid in zip(found, rows, strict=True):
         middle = np.median(drawn, axis=1)
         high = np.quantile(drawn, 0.9, axis=1)
@@ -225,15 +247,16 @@ def _noise(counts: Floats, rows: Floats, random: np.random.Generator, replicates
     total = counts.sum(axis=1)
     shares = _shares(counts)
     effective = np.maximum(rows * total / np.maximum(rows + total, 1.0), 1.0)
-    shares = shares.astype(np.float32)
-    size = effective.astype(np.float32)[:, None]
     drawn = random.standard_normal((replicates, *counts.shape), dtype=np.float32)
-    # Poisson counts to the second order (Cornish and Fisher, 1938): in cells of few rows they are skewed.
-    skewed = (drawn * drawn - 1) / (6 * size)
-    drawn *= np.sqrt(shares / size)
-    drawn += np.where(shares > 0, skewed, 0)
-    np.maximum(drawn, -shares, out=drawn)
-    drawn -= drawn.sum(axis=2, keepdims=True) * shares
+    # Column by column, so that what is between stays in the processor's cache.
+    for column, (share, size) in enumerate(zip(shares.astype(np.float32), effective.astype(np.float32), strict=True)):
+        normal = drawn[:, column]
+        # Poisson counts to the second order (Cornish and Fisher, 1938): in cells of few rows they are skewed.
+        poisson = (normal * normal - 1) * np.where(share > 0, 1 / (6 * size), 0).astype(np.float32)
+        poisson += normal * np.sqrt(share / size)
+        np.maximum(poisson, -share, out=poisson)
+        poisson -= poisson.sum(axis=1, keepdims=True) * share
+        drawn[:, column] = poisson
     return drawn
 
 
@@ -268,9 +291,12 @@ def _between(kept: Memory, weights: Floats, span: float, run: int, count: int, r
     length = max(span, 1.0)
     pieces = min(run, length)
     share = kept.scale**2
-    wanted = _growth(kept.follow, length) / length + _growth(kept.follow, count) / count
-    more_follow = np.minimum(kept.follow + np.sqrt((1 - kept.follow**2) / count), 0.97)
-    doubt = (_growth(more_follow, length) / length + _growth(more_follow, count) / count) / wanted - 1
+    error = np.sqrt((1 - kept.follow**2) / count)
+    wanted, further = (
+        _growth(follow, length) / length + _growth(follow, count) / count
+        for follow in (np.minimum(kept.follow + times * error, 0.97) for times in (1, 2))
+    )
+    doubt = further / wanted - 1
     known = 2 / (2 / kept.known + doubt**2)
     drawn = 1 + share * (_growth(kept.follow, pieces) - 1), 1 + share * (_growth(kept.follow, run) - 1)
     more = np.sqrt(np.maximum(wanted / (drawn[0] / length + drawn[1] / count), 1.0))

@@ -217,6 +217,10 @@ class DataDrift(DriftRule):
     waiting for another one costs more than a training that the gate turns away, and 2 for shorter ones."""
     within: int | None = Field(None, ge=1, le=100)
     """Among how many windows these must lie, as in ``{consecutive: 2, within: 3}``. Default: as many, so in a row."""
+    multivariate: bool = False
+    """Whether a classifier also tries to tell the window's rows from those of the champion's training, which sees
+    columns that no longer go together. It gets half of ``false_alarm_rate``, and looks at 20,000 rows of each side at
+    most."""
 
     @model_validator(mode="after")
     def _possible(self) -> DataDrift:

@@ -9,20 +9,26 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+
+import pyarrow as pa
 
 from airflow_mlops.call.store import Store, digest_of_file
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, Verdict, digest_of
-from airflow_mlops.drift.decide import Decision, decide
+from airflow_mlops.drift.columns import facts
+from airflow_mlops.drift.decide import ColumnDrift, Decision, Past, decide
 from airflow_mlops.drift.profile import DatasetProfile
-from airflow_mlops.errors import SchemaError
+from airflow_mlops.errors import DataNotFoundError, SchemaError
+from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
 from airflow_mlops.registry.verdicts import Verdicts
 from airflow_mlops.spec.stages import Monitor
+from airflow_mlops.spec.window import last_windows, parse_key
 from airflow_mlops.stages.extract import extract_parts
 from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.profiles import profile_of, reference_in
+from airflow_mlops.stages.tables import read_table
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +46,14 @@ def run(call: Call, params: Monitor, store: Store) -> Outcome:
     reference = reference_in(champion.run_id, registry.ref.uri, store)
     rule = params.data_drift
     rule = rule.model_copy(update={"columns": rule.columns or tuple(reference.columns)})
-    decision = decide(reference, current, rule, window=_span(call))
+    together = None
+    if rule.multivariate and min(reference.rows, current.rows) >= rule.min_rows:
+        rule = rule.model_copy(update={"false_alarm_rate": rule.false_alarm_rate / 2})
+        names = [fact.name for fact in facts(reference, current, rule.columns) if fact.status == "comparable"]
+        rows = _training_rows(champion.run_id, registry.ref.uri, store)
+        together = _together(rows, parts, names, params.time, rule.false_alarm_rate, store)
+    past = _past(call, params, store, champion.version)
+    decision = decide(reference, current, rule, past, _span(call, params), together)
     _require_form(decision)
     moved = [column.column for column in decision.columns if column.word == "moved"]
     verdict = {
@@ -81,8 +94,58 @@ def run(call: Call, params: Monitor, store: Store) -> Outcome:
     )
 
 
-def _span(call: Call) -> tuple[Any, Any] | None:
-    return (call.window.start, call.window.end) if call.window else None
+def _training_rows(run_id: str, registry: str, store: Store) -> pa.Table | None:
+    """The rows that the champion was trained on; None where they are no longer kept."""
+    from airflow_mlops.stages.model_io import INPUTS, download
+
+    with tempfile.TemporaryDirectory() as folder, pointed_at(registry):
+        made = json.loads(download(run_id, INPUTS, Path(folder)).read_bytes())["inputs"]
+    try:
+        return read_table(ArtifactRef.model_validate(made.get("data") or made["train"]), store)
+    except DataNotFoundError:
+        return None
+
+
+def _together(
+    rows: pa.Table | None, parts: list[ArtifactRef], names: list[str], time: str | None, rate: float, store: Store
+) -> ColumnDrift:
+    """The word on all columns together."""
+    # scikit-learn is imported only where it was asked for.
+    from airflow_mlops.stages import domain
+
+    if rows is None or not names:
+        why = "the rows of the champion's training are no longer kept" if names else "no column can be compared"
+        return domain.not_judged(why)
+    current = pa.concat_tables([read_table(part, store) for part in parts], promote_options="default")
+    both = time if time in rows.column_names and time in current.column_names else None
+    return domain.told_apart(rows, current, names, both, rate)
+
+
+def _span(call: Call, params: Monitor) -> tuple[datetime, datetime] | None:
+    """From when to when the rows judged are; those of several windows where they are judged together."""
+    if call.window is None:
+        return None
+    return last_windows(params.grain, call.window, params.last)[0].start, call.window.end
+
+
+def _past(call: Call, params: Monitor, store: Store, champion: str) -> list[Past]:
+    """The latest verdicts before this window against the same champion; only those may confirm an alarm."""
+    rule, verdicts, window = params.data_drift, Verdicts(store, call.pipeline), call.window
+    if window is None:
+        return []
+    before = [key for key in verdicts.windows() if key != "all" and parse_key(params.grain, key).end <= window.start]
+    found: list[Past] = []
+    for key in sorted(before, reverse=True):
+        # Windows judged together overlap, and only every ``last`` of them counts.
+        if len(found) >= (rule.within or rule.consecutive or 2) * params.last:
+            break
+        judged = [each for each in verdicts.of_window(key) if each["champion"] == champion]
+        judged = [each for each in judged if each["status"] in ("ok", "warn", "drift")]
+        if judged:
+            ended = parse_key(params.grain, key)
+            start = last_windows(params.grain, ended, params.last)[0].start
+            found.append(Past(start, ended.end, tuple(judged[-1]["moved"])))
+    return found
 
 
 def _require_form(decision: Decision) -> None:

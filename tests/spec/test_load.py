@@ -132,8 +132,8 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
         (
             "monitor:\n  data_drift:\n    fals_alarm_rate: 0.1",
             "churn.yaml:6: pipeline 'churn', stage 'monitor': unknown key 'fals_alarm_rate'; "
-            "allowed: false_alarm_rate, min_effect, min_category_effect, min_rows, columns, consecutive, within; "
-            "try: false_alarm_rate",
+            "allowed: false_alarm_rate, min_effect, min_category_effect, min_rows, columns, consecutive, within, "
+            "multivariate; try: false_alarm_rate",
         ),
         ("evaluate: {qqq: 1}", "churn.yaml:4: pipeline 'churn', stage 'evaluate': unknown key 'qqq'; "),
         (

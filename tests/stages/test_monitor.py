@@ -192,3 +192,25 @@ def test_numbers_of_another_width_and_finer_times_are_taken(trained: World) -> N
     other = other.set_column(1, "at", plain["at"].cast(pa.timestamp("ns")))
     put(trained, "2024-11", other.select(list(reversed(plain.column_names))))
     assert rows_of(predict(trained, "2024-11", "b"))["probability"].to_pylist() == wanted
+
+
+def test_an_alarm_that_must_be_confirmed_warns_until_the_next_window_says_the_same(trained: World) -> None:
+    put(trained, "2024-10", toy.rows("2024-10", shift=1.5))
+    put(trained, "2024-11", toy.rows("2024-11", shift=1.5))
+    section = {"data_drift": {"consecutive": 2}}
+    first = monitor(trained, "2024-10", "alarmed", monitor=section)
+    assert first.verdict.status == "warn" and first.verdict.passed
+    assert "1 of the 2 windows in a row that make it drift" in first.verdict.reasons
+    second = monitor(trained, "2024-11", "confirmed", monitor=section)
+    assert second.verdict.status == "drift" and second.info["moved"] == "amount"
+    assert [verdict["status"] for month in ("2024-10", "2024-11") for verdict in verdicts(trained, month)] == [
+        "warn",
+        "drift",
+    ]
+
+
+def test_all_columns_together_are_judged_when_that_is_asked_for(trained: World) -> None:
+    put(trained, "2024-12", toy.rows("2024-12", shift=1.5))
+    outcome = monitor(trained, "2024-12", "together", monitor={"data_drift": {"multivariate": True}})
+    assert outcome.verdict.status == "drift"
+    assert "amount" in outcome.info["moved"] and "all columns together" in outcome.info["moved"]
