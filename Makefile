@@ -50,6 +50,7 @@ benchmark: $(STAMP) ## Measure start-up, parsing and whole runs
 
 benchmark-drift: $(STAMP) ## Measure drift against Evidently (ARGS=--full: 100 million rows, ARGS="--rows 5000000")
 	$(BIN)/python -m benchmarks drift $(ARGS)
+	$(BIN)/python -m benchmarks.alarms $(filter --quick,$(ARGS))
 
 lock: $(UV) ## Compile requirements.lock anew from pyproject.toml (ARGS=--upgrade to move the pins)
 	$(UV) pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --no-header --no-annotate \
