@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -28,7 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     _quiet(options)
     try:
-        return int(options.handler(options))
+        code = int(options.handler(options))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Who reads has seen enough (`| head`). Python writes what is left when it ends, and must not fail there again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except MlopsError as error:
         if getattr(options, "verbose", False):
             raise

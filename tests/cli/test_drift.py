@@ -145,3 +145,14 @@ def test_neither_airflow_nor_evidently_is_loaded_and_html_loads_the_one(data: Pa
     assert "evidently" in done.stdout.splitlines()[-1] and "'airflow'" not in done.stdout.splitlines()[-1]
     text = html.read_text()
     assert "amount moved by 1." in text and "of all rows" in text
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback(data: Path) -> None:
+    command = [sys.executable, "-m", "airflow_mlops", "drift", "--reference", str(data / "2024-01.parquet")]
+    command += ["--current", str(data / "2024-02.parquet"), "--json"]
+    # Nobody reads standard output any more when the first line comes.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout and running.stderr
+        running.stdout.close()
+        assert running.stderr.read() == b""
+        assert running.wait() == 128 + 13
