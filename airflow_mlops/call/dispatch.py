@@ -33,11 +33,13 @@ STAGES: dict[str, type[params.StageParams]] = {
         params.Promote,
         params.BatchPredict,
         params.Monitor,
+        params.MonitorPredictions,
+        params.MonitorPerformance,
     )
 }
 """Every stage by its kind."""
 
-ONCE = frozenset({"tune", "train"})
+ONCE = frozenset({"tune", "train", "monitor_predictions", "monitor_performance"})
 """Stages that a run never does twice, even where nothing is kept for other runs (see `airflow_mlops.call.cache`)."""
 
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import fsspec
 from fsspec.core import url_to_fs
 
-from airflow_mlops.call.store import reaching
+from airflow_mlops.call.store import age_of, reaching
 from airflow_mlops.call.wire import digest_of
 from airflow_mlops.errors import DataNotFoundError
 from airflow_mlops.spec.window import Grain, Window, key_pattern, parse_key
@@ -81,6 +81,24 @@ def windows_of(source: str, grain: Grain) -> list[Window]:
         with suppress(DataNotFoundError):  # a name such as 2013-13, which only looks like a month
             windows.append(parse_key(grain, key))
     return sorted(windows)
+
+
+def stamp_of(source: str, window: Window | None) -> str | None:
+    """A word for the state of a window's files, by what their file system says of them; None where there are none.
+
+    Nothing is read, so it is cheap, and a file that was written again has another one even with the same content.
+    """
+    files = files_of(source, window)
+    if not files:
+        return None
+    told = []
+    for file in files:
+        with reaching(file):
+            fs, path = url_to_fs(file)
+            info = fs.info(path)
+        tag = next((str(info[name]) for name in ("ETag", "etag", "md5Hash") if info.get(name)), None)
+        told.append([file, info.get("size"), tag or age_of(info)])
+    return digest_of(told)[7:23]
 
 
 def fingerprint(source: str, windows: Sequence[Window]) -> str:

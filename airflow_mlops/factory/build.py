@@ -14,8 +14,15 @@ from airflow_mlops.operators.approval import ApproveRetrainingOperator
 from airflow_mlops.operators.assets import model_asset, retrain_asset, suggestion_asset
 from airflow_mlops.operators.base import StageOperator
 from airflow_mlops.operators.start import StartRunOperator
-from airflow_mlops.sensors.drift import DataDriftSensor
-from airflow_mlops.spec import dump_pipeline, monitor_node, predict_plan, train_plan
+from airflow_mlops.sensors import DataDriftSensor, ModelPerformanceSensor, PredictionDriftSensor
+from airflow_mlops.spec import (
+    dump_pipeline,
+    monitor_node,
+    performance_node,
+    predict_plan,
+    prediction_drift_node,
+    train_plan,
+)
 from airflow_mlops.spec.pipeline import ModelTrigger, Pipeline
 from airflow_mlops.spec.plan import Node, callables_of
 
@@ -56,13 +63,16 @@ _EXAMPLES = {
 
 
 def build_dags(pipeline: Pipeline, base: str) -> dict[str, DAG]:
-    """Make the DAGs ``NAME.train``, ``NAME.monitor`` and ``NAME.predict``, and ``NAME.retrain`` to ask a person.
+    """Make the DAGs ``NAME.train``, ``NAME.monitor`` and ``NAME.predict``, and what else is declared.
+
+    ``NAME.retrain`` asks a person; ``NAME.monitor_predictions`` and ``NAME.monitor_performance`` watch predictions.
 
     Args:
         pipeline: the declaration.
         base: the folder that its relative paths start from.
     """
     dags = [_train_dag(pipeline, base), _monitor_dag(pipeline, base), _predict_dag(pipeline, base)]
+    dags += _predictions_dags(pipeline, base)
     if pipeline.retrain.mode == "suggest":
         dags.append(_retrain_dag(pipeline))
     return {dag.dag_id: dag for dag in dags}
@@ -220,15 +230,10 @@ def _predict_dag(pipeline: Pipeline, base: str) -> DAG:
 
 
 def _monitor_dag(pipeline: Pipeline, base: str) -> DAG:
-    monitor = pipeline.monitor
-    schedule: Any = monitor.schedule
-    if schedule and schedule != "@continuous":
-        schedule = _cron(schedule)
-    dag = _dag(pipeline, "monitor", schedule, "Monitoring", _window(pipeline))
+    dag = _dag(pipeline, "monitor", _when_monitored(pipeline), "Monitoring", _window(pipeline))
     params: Any = monitor_node(pipeline).params
     DataDriftSensor(
         task_id="data_drift",
-        dag=dag,
         source=params.model_dump()["source"],
         format=params.format,
         time=params.time,
@@ -237,9 +242,46 @@ def _monitor_dag(pipeline: Pipeline, base: str) -> DAG:
         settle=params.settle,
         snapshots=params.snapshots,
         data_drift=params.data_drift.model_dump(),
-        retrain=_policy(pipeline),
-        poke_interval=monitor.poll.total_seconds(),
-        timeout=monitor.timeout.total_seconds(),
-        **_common(pipeline, base),
+        **_watching(dag, pipeline, base),
     )
     return dag
+
+
+def _predictions_dags(pipeline: Pipeline, base: str) -> list[DAG]:
+    """A DAG each: labels come weeks after the data, and a run that waits for them must hold up nobody."""
+    dags = []
+    predictions, performance = prediction_drift_node(pipeline), performance_node(pipeline)
+    if predictions is not None:
+        dag = _dag(
+            pipeline, "monitor_predictions", _when_monitored(pipeline), "Monitoring predictions", _window(pipeline)
+        )
+        PredictionDriftSensor(
+            task_id="prediction_drift", **predictions.params.model_dump(), **_watching(dag, pipeline, base)
+        )
+        dags.append(dag)
+    if performance is not None:
+        dag = _dag(
+            pipeline, "monitor_performance", _when_monitored(pipeline), "Monitoring performance", _window(pipeline)
+        )
+        params: Any = performance.params
+        watching = _watching(dag, pipeline, base)
+        watching["timeout"] += params.label_delay.total_seconds()
+        ModelPerformanceSensor(task_id="performance", **params.model_dump(), **watching)
+        dags.append(dag)
+    return dags
+
+
+def _when_monitored(pipeline: Pipeline) -> Any:
+    schedule = pipeline.monitor.schedule
+    return _cron(schedule) if schedule and schedule != "@continuous" else schedule
+
+
+def _watching(dag: DAG, pipeline: Pipeline, base: str) -> dict[str, Any]:
+    """What all sensors are told."""
+    return {
+        "dag": dag,
+        "retrain": _policy(pipeline),
+        "poke_interval": pipeline.monitor.poll.total_seconds(),
+        "timeout": pipeline.monitor.timeout.total_seconds(),
+        **_common(pipeline, base),
+    }

@@ -231,8 +231,10 @@ class StageTask:
 
     def _secrets(self, call: Call) -> dict[str, str]:
         secrets = MlflowHook(self.registry_conn_id).environment() if call.registry else {}
-        source = call.params.get("source")
-        return {**secrets, **connection_environment(source["connection"])} if isinstance(source, Mapping) else secrets
+        for source in (call.params.get("source"), call.params.get("labels")):
+            if isinstance(source, Mapping):
+                secrets |= connection_environment(source["connection"])
+        return secrets
 
     def _collect(self, backend: Backend, handle: Handle) -> Outcome:
         relay(backend.logs(handle), self.log)

@@ -384,6 +384,7 @@ class EvaluateModelOperator(StageOperator):
     :param importance_rows: how many rows the permutation importance is measured on, at most; 0: it is not.
     :param plots: whether to draw plots.
     :param versus_champion: whether the champion is scored too, for the gate.
+    :param time: the time column, by which the reference of the predictions is cut into blocks.
     """
 
     stage = stages.Evaluate
@@ -403,6 +404,7 @@ class EvaluateModelOperator(StageOperator):
         importance_rows: int = 500,
         plots: bool = True,
         versus_champion: bool = True,
+        time: str | None = None,
         **kwargs: Any,
     ) -> None:
         settings = {
@@ -416,6 +418,7 @@ class EvaluateModelOperator(StageOperator):
             "importance_rows": importance_rows,
             "plots": plots,
             "versus_champion": versus_champion,
+            "time": time,
         }
         super().__init__(settings=settings, **kwargs)
 

@@ -229,6 +229,33 @@ class DataDrift(DriftRule):
         return self
 
 
+class PredictionDrift(DataDrift):
+    """When a window of logged predictions counts as drifted from what the model said of its held-out rows."""
+
+    columns: Names = ()
+    """The columns of the predictions that are watched. Default: the probabilities, or, of a model without any,
+    ``prediction``."""
+
+
+class Performance(Section):
+    """When the champion counts as worse than it was at its promotion, by labels that come later."""
+
+    metric: str | None = None
+    """The metric, one of those evaluated. Default: the primary one."""
+    labels: Source | None = Field(None, examples=["labels/{window}.parquet"])
+    """Where the labels are: rows of ``data.key`` and ``data.target``, in any of the forms of ``data.source``. Default:
+    the pipeline's own source, read again when the target has come."""
+    label_delay: Duration = timedelta(0)
+    """How long after a window's end its labels are complete. Until then it is not looked at."""
+    drop: float = Field(0.03, ge=0)
+    """The loss that is worth a retraining, in the metric's own unit; of ``rmse``, ``mae`` and ``median_ae``, whose unit
+    is the target's, as a share of the value at promotion."""
+    min_labels: int = Field(200, ge=20)
+    """Fewer labelled predictions than this decide nothing, and the window is looked at again when more have come."""
+    confidence: float = Field(0.95, ge=0.8, le=0.99)
+    """The confidence of the interval of the loss, all of which must lie above ``drop``."""
+
+
 class Monitor(Section):
     """How the champion is watched."""
 
@@ -238,8 +265,12 @@ class Monitor(Section):
     """Which windows are judged together."""
     data_drift: DataDrift = DataDrift()
     """When a window counts as drifted."""
-    poll: Duration = timedelta(seconds=60)
-    """How often to look whether the window's data is there."""
+    prediction_drift: PredictionDrift | None = None
+    """When the predictions of a window count as drifted. Default: they are not watched."""
+    performance: Performance | None = None
+    """When the champion counts as worse than it was. Default: no labels are waited for."""
+    poll: Duration = timedelta(seconds=5)
+    """How often to look whether the window's data is there. Longer where each look costs money, as on object stores."""
     timeout: Duration = timedelta(days=7)
     """How long to wait for the window's data."""
 
@@ -251,7 +282,7 @@ class ModelTrigger(Section):
     """The other pipeline's name."""
 
 
-OwnTrigger = Literal["drift", "performance", "skew"]
+OwnTrigger = Literal["drift", "prediction_drift", "performance", "skew"]
 
 
 def _kind_of(trigger: Any) -> str:
@@ -261,7 +292,8 @@ def _kind_of(trigger: Any) -> str:
 Trigger = Annotated[
     Annotated[OwnTrigger, Tag("own")] | Annotated[ModelTrigger, Tag("ModelTrigger")], Discriminator(_kind_of)
 ]
-"""``drift``, ``performance``, ``skew``, or ``{model: NAME}``; told apart first, so that a mistake is reported once."""
+"""``drift``, ``prediction_drift``, ``performance``, ``skew``, or ``{model: NAME}``; told apart first, so that a mistake
+is reported once."""
 
 
 class Approval(Section):
@@ -289,9 +321,9 @@ class Retrain(Section):
     mode: Literal["auto", "suggest", "observe"] = "auto"
     """``auto`` starts a training by itself; ``suggest`` asks a person in Airflow first, with the evidence; ``observe``
     only records what would have been asked for."""
-    triggers: tuple[Trigger, ...] = ("drift", "performance", "skew")
-    """What may ask: ``drift`` of the data; ``performance`` that has dropped; ``skew``, where the data schema says
-    ``on_skew: retrain``; and ``{model: NAME}``, another pipeline's promotions."""
+    triggers: tuple[Trigger, ...] = ("drift", "prediction_drift", "performance", "skew")
+    """What may ask: ``drift`` of the data; ``prediction_drift``; ``performance`` that has dropped; ``skew``, where the
+    data schema says ``on_skew: retrain``; and ``{model: NAME}``, another pipeline's promotions."""
     cooldown: Duration = timedelta(hours=24)
     """How long after a start, a promotion, a rejection, or a person's no nothing else is started or suggested."""
     max_per_week: int | None = Field(3, ge=1)

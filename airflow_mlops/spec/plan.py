@@ -145,6 +145,7 @@ def train_plan(pipeline: Pipeline) -> tuple[Node, ...]:
             stages.Evaluate(
                 **pipeline.evaluate.model_dump(),
                 versus_champion=gate.versus_champion is not None,
+                time=data.time,
             ),
             {"test": ("prepare", "test"), "model": ("train", "model"), "report": ("validate_data", "report")},
         ),
@@ -173,3 +174,40 @@ def monitor_node(pipeline: Pipeline) -> Node:
     """The one stage of monitoring."""
     extract = _extract(pipeline, pipeline.monitor.windows.last)
     return Node(stages.Monitor(**extract.model_dump(), data_drift=pipeline.monitor.data_drift))
+
+
+def prediction_drift_node(pipeline: Pipeline) -> Node | None:
+    """The stage that watches predictions, where they are watched."""
+    rule = pipeline.monitor.prediction_drift
+    if rule is None:
+        return None
+    return Node(
+        stages.MonitorPredictions(
+            destination=pipeline.predict.output, time=pipeline.data.time, grain=pipeline.grain, prediction_drift=rule
+        )
+    )
+
+
+def performance_node(pipeline: Pipeline) -> Node | None:
+    """The stage that watches performance, where it is watched."""
+    rule, data = pipeline.monitor.performance, pipeline.data
+    if rule is None:
+        return None
+    primary = pipeline.evaluate.metrics[0] if pipeline.evaluate.metrics else None
+    own = rule.labels is None
+    return Node(
+        stages.MonitorPerformance(
+            labels=data.source if rule.labels is None else rule.labels,
+            key=data.key,
+            target=data.target,
+            destination=pipeline.predict.output,
+            format=data.format if own else None,
+            time=data.time if own else None,
+            grain=pipeline.grain,
+            label_delay=max(rule.label_delay, data.settle) if own else rule.label_delay,
+            metric=rule.metric or primary,
+            drop=rule.drop,
+            min_labels=rule.min_labels,
+            confidence=rule.confidence,
+        )
+    )

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from airflow_mlops.spec.base import Callable, Duration, Estimator, Names, Section
 from airflow_mlops.spec.data_schema import DataSchema, load_schema
 from airflow_mlops.spec.metrics import Task
-from airflow_mlops.spec.pipeline import DataDrift, Pruner, Sampler, Split, VersusChampion
+from airflow_mlops.spec.pipeline import DataDrift, PredictionDrift, Pruner, Sampler, Split, VersusChampion
 from airflow_mlops.spec.source import Snapshots, Source, is_windowed
 from airflow_mlops.spec.space import Space
 from airflow_mlops.spec.window import Grain
@@ -254,6 +254,8 @@ class Evaluate(StageParams):
     """Whether to draw plots."""
     versus_champion: bool = True
     """Whether the champion is scored too, for the gate."""
+    time: str | None = None
+    """The time column, by which the reference of the predictions is cut into blocks."""
 
 
 class ValidateModel(StageParams):
@@ -318,3 +320,57 @@ class Monitor(StageParams):
     def extract(self) -> Extract:
         """The extraction that brings the window's rows."""
         return Extract.model_construct(**{name: getattr(self, name) for name in Extract.model_fields})
+
+
+class MonitorPredictions(StageParams):
+    """Compare a window's logged predictions with what the model said of its held-out rows."""
+
+    stage = "monitor_predictions"
+    in_runtime = False
+    path_fields = ("destination",)
+    destination: str | None = None
+    """The folder of predictions, as in batch prediction."""
+    time: str | None = None
+    """The time column, where predictions keep it."""
+    grain: Grain = "day"
+    """The calendar piece that windows step by."""
+    prediction_drift: PredictionDrift = PredictionDrift()
+    """When a window counts as drifted."""
+
+
+class MonitorPerformance(StageParams):
+    """Hold labels that came later against logged predictions, and the metric against its value at promotion."""
+
+    stage = "monitor_performance"
+    in_runtime = False
+    path_fields = ("destination", "labels")
+    labels: Source
+    """Where the labels are, as in extraction."""
+    key: Names = Field(min_length=1)
+    """The columns by which labels and predictions are joined; predictions keep them."""
+    target: str
+    """The column of the labels."""
+    destination: str | None = None
+    """The folder of predictions, as in batch prediction."""
+    format: Literal["parquet", "csv"] | None = None
+    """The format of the labels' files. Default: from their suffix."""
+    time: str | None = None
+    """The labels' time column; rows outside the window are left out. Default: all are read."""
+    grain: Grain = "day"
+    """The calendar piece that windows step by."""
+    label_delay: Duration = timedelta(0)
+    """How long after a window's end its labels are complete."""
+    metric: str | None = None
+    """The metric. Default: the primary one of the task."""
+    drop: float = Field(0.03, ge=0)
+    """The loss that is worth a retraining: in the metric's unit, or of ``rmse``, ``mae`` and ``median_ae`` a share."""
+    min_labels: int = Field(200, ge=20)
+    """Fewer labelled predictions than this decide nothing."""
+    confidence: float = Field(0.95, ge=0.8, le=0.99)
+    """The confidence of the interval of the loss."""
+
+    @property
+    def extract(self) -> Extract:
+        """The extraction that brings the labels; a database is asked anew, for they come late."""
+        same = {name: getattr(self, name) for name in ("format", "time", "grain")}
+        return Extract(source=self.labels, snapshots="refresh", **same)

@@ -55,6 +55,7 @@ def check(pipeline: Pipeline, family: str | None = None) -> Iterator[Problem]:
     yield from _check_metrics(pipeline, tasks)
     yield from _check_tune(pipeline, tasks)
     yield from _check_data(pipeline)
+    yield from _check_monitor(pipeline, tasks)
     if pipeline.runtime and pipeline.backend not in RUNTIME_BACKENDS:
         yield Problem(
             ("runtime",),
@@ -222,6 +223,37 @@ def _check_data(pipeline: Pipeline) -> Iterator[Problem]:
             "monitoring needs windows, and the data comes in none",
             fix=_TO_WINDOWS,
         )
+
+
+def _check_monitor(pipeline: Pipeline, tasks: tuple[Task, ...]) -> Iterator[Problem]:
+    """Predictions are watched by window, and joined with labels by key, in a metric that was measured at promotion."""
+    monitor, data = pipeline.monitor, pipeline.data
+    for field in ("prediction_drift", "performance"):
+        if getattr(monitor, field) is not None and not data.windowed:
+            yield Problem(
+                ("monitor", field), "predictions are watched by window, and the data comes in none", fix=_TO_WINDOWS
+            )
+    rule = monitor.performance
+    if rule is None:
+        return
+    path: tuple[str | int, ...] = ("monitor", "performance")
+    if not data.key:
+        yield Problem(path, "labels are joined to predictions by key, and there is none", fix="declare data.key")
+    evaluated = pipeline.evaluate.metrics
+    known = set(evaluated) if evaluated else {metric for task in tasks for metric in DEFAULT_METRICS[task]}
+    if rule.metric is not None and rule.metric not in METRICS:
+        yield _unknown_metric((*path, "metric"), rule.metric, tasks)
+    elif rule.metric is not None and rule.metric not in known:
+        yield Problem(
+            (*path, "metric"),
+            f"{rule.metric!r} has no value at promotion, for it is not evaluated",
+            allowed=", ".join(evaluated or sorted(known)),
+            fix=f"add {rule.metric} to evaluate.metrics",
+        )
+    if isinstance(rule.labels, str) and "{" in rule.labels.replace("{window}", ""):
+        yield Problem((*path, "labels"), f"{rule.labels!r} holds an unknown placeholder", allowed="{window}")
+    if isinstance(rule.labels, SqlSource) and "{window}" in rule.labels.select:
+        yield Problem((*path, "labels"), "a query gets its window as parameters", allowed=":start, :end")
 
 
 def check_all(declarations: Sequence[Declaration]) -> Iterator[str]:

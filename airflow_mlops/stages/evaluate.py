@@ -29,6 +29,7 @@ from airflow_mlops.stages.importance import importance
 from airflow_mlops.stages.intervals import intervals
 from airflow_mlops.stages.model_io import DECLARATION, INPUTS, ROWS, Facts, Model, download, loaded, read_facts
 from airflow_mlops.stages.outcome import outcome_of
+from airflow_mlops.stages.predictions import log_reference
 from airflow_mlops.stages.rows import row_hashes
 from airflow_mlops.stages.scoring import encode, evaluate, metric_names, score
 from airflow_mlops.stages.slices import measured, slices_of
@@ -62,6 +63,7 @@ def run(call: Call, params: Evaluate, store: Store) -> Outcome:
             values = {name: evaluate(name, scores) for name in names}
             found = _measure(model, table, scores, names, params)
             evidence = _evidence(call, store, model, run_id, folder / "facts")
+            log_reference(run_id, facts, scores, table, params.time, probabilities=model.gives_probabilities)
         scored = _columns("challenger", scores)
         champion = _champion(registry)
         already = champion is not None and champion.tags.get(MODEL_DIGEST_TAG) == facts.model_digest

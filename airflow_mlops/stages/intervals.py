@@ -1,4 +1,4 @@
-"""How sure a number is: 95% confidence intervals of metrics, of rates, and of differences between two groups.
+"""How sure a number is: confidence intervals of metrics, of rates, and of differences between two groups.
 
 Rates have Wilson's score interval (E. B. Wilson, Probable inference, JASA 22, 1927), which does not shrink to nothing
 at 0 and 1; means, such as the log loss, have Student's. Every other metric has the percentile interval of the bootstrap
@@ -63,30 +63,32 @@ def difference(more: Estimate, less: Estimate) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
-def intervals(names: Sequence[str], scores: Scores) -> dict[str, tuple[float, float] | None]:
+def intervals(
+    names: Sequence[str], scores: Scores, confidence: float = CONFIDENCE
+) -> dict[str, tuple[float, float] | None]:
     """The interval of each metric on these rows.
 
     None where the rows tell none: a metric is undefined on too many draws, or the same on all of them, as the area
     under the curve is where every row is ranked right.
     """
-    return {name: _interval(name, scores) for name in names}
+    return {name: _interval(name, scores, confidence) for name in names}
 
 
-def _interval(name: str, scores: Scores) -> tuple[float, float] | None:
+def _interval(name: str, scores: Scores, confidence: float) -> tuple[float, float] | None:
     counted, values = _counted(name, scores), losses(name, scores)
     if counted is not None:
-        found = rate(*counted) if counted[1] else Estimate(0.0)
+        found = rate(*counted, confidence) if counted[1] else Estimate(0.0)
     elif values is not None:
-        found = mean(values)
+        found = mean(values, confidence)
     elif name == "rmse":
-        squared = mean(np.asarray(scores.truth - scores.prediction, dtype=float) ** 2)
+        squared = mean(np.asarray(scores.truth - scores.prediction, dtype=float) ** 2, confidence)
         found = Estimate(*(None if each is None else max(0.0, each) ** 0.5 for each in squared))  # type: ignore[arg-type]
     else:
-        return _drawn(name, scores)
+        return _drawn(name, scores, confidence)
     return None if found.low is None or found.high is None else (found.low, found.high)
 
 
-def _drawn(name: str, scores: Scores) -> tuple[float, float] | None:
+def _drawn(name: str, scores: Scores, confidence: float) -> tuple[float, float] | None:
     """The percentile interval of the bootstrap.
 
     Rows that a metric cannot tell apart are drawn together, as cells of a multinomial distribution.
@@ -104,7 +106,7 @@ def _drawn(name: str, scores: Scores) -> tuple[float, float] | None:
         else:
             counts = random.multinomial(rows, share)
         values[index] = of_counts(counts.astype(float))
-    return _percentile(values)
+    return _percentile(values, confidence)
 
 
 def _alike(name: str, scores: Scores) -> npt.NDArray[np.int64]:
@@ -138,11 +140,11 @@ def _counted(name: str, scores: Scores) -> tuple[int, int] | None:
     return None
 
 
-def _percentile(values: Floats) -> tuple[float, float] | None:
+def _percentile(values: Floats, confidence: float) -> tuple[float, float] | None:
     defined = values[np.isfinite(values)]
     if len(defined) < _MIN_DEFINED * len(values) or np.ptp(defined) == 0:
         return None
-    low, high = np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 

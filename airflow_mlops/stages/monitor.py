@@ -22,9 +22,10 @@ from airflow_mlops.drift.profile import DatasetProfile
 from airflow_mlops.errors import DataNotFoundError, SchemaError
 from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
-from airflow_mlops.registry.verdicts import Verdicts
+from airflow_mlops.registry.verdicts import NO_WINDOW, Verdicts
+from airflow_mlops.spec.pipeline import DataDrift
 from airflow_mlops.spec.stages import Monitor
-from airflow_mlops.spec.window import last_windows, parse_key
+from airflow_mlops.spec.window import Grain, Window, last_windows, parse_key
 from airflow_mlops.stages.extract import extract_parts
 from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.profiles import profile_of, reference_in
@@ -52,9 +53,10 @@ def run(call: Call, params: Monitor, store: Store) -> Outcome:
         names = [fact.name for fact in facts(reference, current, rule.columns) if fact.status == "comparable"]
         rows = _training_rows(champion.run_id, registry.ref.uri, store)
         together = _together(rows, parts, names, params.time, rule.false_alarm_rate, store)
-    past = _past(call, params, store, champion.version)
+    verdicts = Verdicts(store, call.pipeline, "data_drift")
+    past = past_of(verdicts, rule, call.window, params.grain, params.last, champion.version)
     decision = decide(reference, current, rule, past, _span(call, params), together)
-    _require_form(decision)
+    require_form(decision)
     moved = [column.column for column in decision.columns if column.word == "moved"]
     verdict = {
         "status": decision.status,
@@ -73,12 +75,12 @@ def run(call: Call, params: Monitor, store: Store) -> Outcome:
         call, tags={"mlops.kind": "monitor", "mlops.pipeline": call.pipeline, "mlops.champion": champion.version}
     )
     registry.api.log_text(run_id, "verdict.json", json.dumps(verdict, indent=1))
-    report = _report(run_id, (reference, current), decision, registry) if decision.alarm else None
-    registry.api.log(run_id, metrics=_metrics(decision, current.rows), tags=_tags(call, decision))
+    report = report_of(run_id, (reference, current), decision, registry) if decision.alarm else None
+    registry.api.log(run_id, metrics=metrics_of(decision, current.rows), tags=tags_of(call, decision))
     registry.api.end_run(run_id, "FINISHED")
     url = registry.run_url(run_id)
     report_url = registry.run_url(run_id, REPORT) if report else None
-    Verdicts(store, call.pipeline).record(call, {**verdict, "mlflow_url": url, "report_url": report_url})
+    verdicts.record(call, {**verdict, "mlflow_url": url, "report_url": report_url})
     return outcome_of(
         call,
         outputs={"verdict": written, **({"report": report} if report else {})},
@@ -128,27 +130,37 @@ def _span(call: Call, params: Monitor) -> tuple[datetime, datetime] | None:
     return last_windows(params.grain, call.window, params.last)[0].start, call.window.end
 
 
-def _past(call: Call, params: Monitor, store: Store, champion: str) -> list[Past]:
-    """The latest verdicts before this window against the same champion; only those may confirm an alarm."""
-    rule, verdicts, window = params.data_drift, Verdicts(store, call.pipeline), call.window
+def past_of(
+    verdicts: Verdicts, rule: DataDrift, window: Window | None, grain: Grain, last: int, champion: str
+) -> list[Past]:
+    """The latest verdicts before this window against the same champion; only those may confirm an alarm.
+
+    Args:
+        verdicts: of one sensor.
+        rule: how many of them are needed.
+        window: the window that is judged.
+        grain: the calendar piece that windows step by.
+        last: how many windows are judged together.
+        champion: the version whose reference is meant.
+    """
     if window is None:
         return []
-    before = [key for key in verdicts.windows() if key != "all" and parse_key(params.grain, key).end <= window.start]
+    before = [key for key in verdicts.windows() if key != NO_WINDOW and parse_key(grain, key).end <= window.start]
     found: list[Past] = []
     for key in sorted(before, reverse=True):
         # Windows judged together overlap, and only every ``last`` of them counts.
-        if len(found) >= (rule.within or rule.consecutive or 2) * params.last:
+        if len(found) >= (rule.within or rule.consecutive or 2) * last:
             break
         judged = [each for each in verdicts.of_window(key) if each["champion"] == champion]
         judged = [each for each in judged if each["status"] in ("ok", "warn", "drift")]
         if judged:
-            ended = parse_key(params.grain, key)
-            start = last_windows(params.grain, ended, params.last)[0].start
-            found.append(Past(start, ended.end, tuple(judged[-1]["moved"])))
+            past = parse_key(grain, key)
+            start = last_windows(grain, past, last)[0].start
+            found.append(Past(start, past.end, tuple(judged[-1]["moved"])))
     return found
 
 
-def _require_form(decision: Decision) -> None:
+def require_form(decision: Decision) -> None:
     """Refuse a window whose columns are not what they were: no retraining mends that, and a person must look."""
     broken = [column.note for column in decision.columns if column.word == "broken"]
     if broken:
@@ -158,7 +170,7 @@ def _require_form(decision: Decision) -> None:
         )
 
 
-def _report(
+def report_of(
     run_id: str, sides: tuple[DatasetProfile, DatasetProfile], decision: Decision, registry: ModelRegistry
 ) -> ArtifactRef:
     """Evidently's report, logged with the run."""
@@ -172,13 +184,15 @@ def _report(
         return ArtifactRef(uri=f"runs:/{run_id}/{REPORT}", digest=digest_of_file(file), kind="report")
 
 
-def _metrics(decision: Decision, rows: int) -> dict[str, float]:
+def metrics_of(decision: Decision, rows: int) -> dict[str, float]:
+    """What MLflow shows of a decision as numbers."""
     effects = {f"effect.{column.column}": column.effect for column in decision.columns if column.effect is not None}
     moved = sum(column.word == "moved" for column in decision.columns)
     return {"rows": float(rows), "columns_moved": float(moved), **effects}
 
 
-def _tags(call: Call, decision: Decision) -> dict[str, str]:
+def tags_of(call: Call, decision: Decision) -> dict[str, str]:
+    """What MLflow shows of a decision in words."""
     sentence = "; ".join(decision.reasons)
     window = call.window.key if call.window else "all"
     return {

@@ -36,22 +36,29 @@ def profile_of(data: ArtifactRef, store: Store, time: str | None = None) -> Data
     return profile
 
 
-def reference_in(run_id: str, registry: str, store: Store) -> DatasetProfile:
+def reference_in(run_id: str, registry: str, store: Store, artifact: str = PROFILE) -> DatasetProfile:
     """The reference that a model's run was logged with.
 
     It is brought here once and kept: MLflow's client takes seconds to import.
+
+    Args:
+        run_id: the run.
+        registry: MLflow's tracking URI.
+        store: where it is kept.
+        artifact: which of its references. Default: that of its rows.
 
     Raises:
         ModelNotFoundError: when the run has none.
         RegistryUnreachableError: when it cannot be fetched now.
     """
-    place = ("artifacts", "profile", "runs", f"{run_id}.bin")
+    name = run_id if artifact == PROFILE else f"{run_id}.{Path(artifact).stem}"
+    place = ("artifacts", "profile", "runs", f"{name}.bin")
     profile = _kept(store, place)
     if profile is None:
         from airflow_mlops.stages.model_io import download
 
         with tempfile.TemporaryDirectory() as folder, pointed_at(registry):
-            data = download(run_id, PROFILE, Path(folder)).read_bytes()
+            data = download(run_id, artifact, Path(folder)).read_bytes()
         profile = DatasetProfile.from_bytes(data, f"the reference of the run {run_id}")
         _keep(data, store, place)
     return profile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from random import random
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -11,7 +12,14 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_mlops.call.store import Store
 from airflow_mlops.errors import MlopsError
 from airflow_mlops.registry.ledger import Ledger
-from airflow_mlops.registry.verdicts import Verdicts, has_arrived, next_window
+from airflow_mlops.registry.verdicts import (
+    Sensor,
+    Verdicts,
+    has_arrived,
+    labels_due,
+    next_predicted,
+    next_window,
+)
 from airflow_mlops.spec.base import parse_duration
 from airflow_mlops.spec.source import source_from
 from airflow_mlops.spec.window import Grain, Window, parse_key
@@ -41,16 +49,55 @@ def arrived_window(
         chosen: Window | None = parse_key(grain, window)
     else:
         root = Store(store)
-        chosen = next_window(Verdicts(root, pipeline), Ledger(root, pipeline), grain, run)
+        chosen = next_window(Verdicts(root, pipeline, "data_drift"), Ledger(root, pipeline), grain, run)
     if chosen is None or not has_arrived(source_from(source), chosen, parse_duration(settle)):
         return None
     return chosen
 
 
+def arrived_predictions(
+    *,
+    store: str,
+    pipeline: str,
+    sensor: Sensor,
+    predictions: str,
+    grain: Grain,
+    run: str,
+    window: str | None = None,
+    labels: str | dict[str, Any] | None = None,
+    label_delay: str = "0s",
+) -> Window | None:
+    """The window of predictions that a run judges, once they, and the labels that it asks for, are there.
+
+    :param store: the artifact store's root.
+    :param pipeline: the pipeline's name.
+    :param sensor: who asks.
+    :param predictions: where they are, with ``{window}``.
+    :param grain: the calendar piece that windows step by.
+    :param run: the monitoring run.
+    :param window: the key of one window to wait for. Default: the oldest that was not judged.
+    :param labels: where the labels are. Default: none are asked for.
+    :param label_delay: how long after a window's end its labels are complete.
+    """
+    root, source, delay = Store(store), source_from(labels) if labels else None, parse_duration(label_delay)
+    verdicts = Verdicts(root, pipeline, sensor)
+    key = window or verdicts.taken(run)
+    if key:
+        chosen = parse_key(grain, key)
+        there = has_arrived(predictions, chosen) and labels_due(source, chosen, delay)
+        return chosen if there else None
+    return next_predicted(verdicts, Ledger(root, pipeline), predictions, grain, source, delay)
+
+
+def arrived(arguments: dict[str, Any]) -> Window | None:
+    """The window that may be judged now, by the arguments of `arrived_window` or `arrived_predictions`."""
+    return arrived_predictions(**arguments) if "predictions" in arguments else arrived_window(**arguments)
+
+
 class WindowTrigger(BaseTrigger):
     """Fires once, with the window's key, when its data has arrived.
 
-    :param arguments: those of `arrived_window`.
+    :param arguments: those of `arrived_window`, or of `arrived_predictions`.
     :param poll_interval: seconds between two looks.
     """
 
@@ -65,10 +112,13 @@ class WindowTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look for the window's data until it is there."""
+        # A triggerer that starts has all its triggers at once: they take their turns within the interval.
+        pause = self.poll_interval * random()  # noqa: S311
         while True:
-            await asyncio.sleep(self.poll_interval)
+            await asyncio.sleep(pause)
+            pause = self.poll_interval
             try:
-                window = await asyncio.to_thread(lambda: arrived_window(**self.arguments))
+                window = await asyncio.to_thread(arrived, self.arguments)
             except MlopsError as error:
                 if error.retryable:
                     self.log.warning("cannot look for data now: %s", error)

@@ -47,6 +47,7 @@ _PENDING: Mapping[State, str] = {
     "asking": "for a person",
     "claimed": "in training",
 }
+_DAGS = ("train", "monitor", "monitor_predictions", "monitor_performance", "predict", "retrain")
 _DECISIONS: Mapping[str, Tone] = {"promotion": "good", "rejection": "bad"}
 
 
@@ -141,7 +142,7 @@ class History:
 
     def dags(self) -> frozenset[str]:
         """The DAGs of the pipeline of this name, and those that have written about the model, if that can be read."""
-        own = {self.model, *(f"{self.model}.{what}" for what in ("train", "monitor", "predict", "retrain"))}
+        own = {self.model, *(f"{self.model}.{what}" for what in _DAGS)}
         try:
             wrote = [entry.run for entry in self.ledger.entries()] + [str(v.get("run") or "") for v in self._newest()]
         except UNREADABLE:

@@ -1,0 +1,93 @@
+"""Monitoring of predictions: a window's scores against those that the model gave its held-out rows.
+
+No label is needed, so a model that says something else than it used to is seen at once, whatever the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from airflow_mlops.call.store import Store
+from airflow_mlops.call.wire import Call, Outcome, Verdict
+from airflow_mlops.drift.collect import profile_batches
+from airflow_mlops.drift.decide import decide
+from airflow_mlops.registry.mlflow_api import pointed_at
+from airflow_mlops.registry.models import ModelRegistry
+from airflow_mlops.registry.verdicts import Verdicts
+from airflow_mlops.spec.stages import MonitorPredictions
+from airflow_mlops.stages.model_io import read_facts
+from airflow_mlops.stages.monitor import (
+    REPORT,
+    metrics_of,
+    past_of,
+    report_of,
+    require_form,
+    tags_of,
+)
+from airflow_mlops.stages.outcome import outcome_of
+from airflow_mlops.stages.profiles import reference_in
+from airflow_mlops.stages.predictions import REFERENCE, folder_of, predicted, trained_on, watched
+
+
+def run(call: Call, params: MonitorPredictions, store: Store) -> Outcome:
+    """Judge the window's predictions; outputs ``verdict`` and, on an alarm, Evidently's ``report``.
+
+    They are held against the version that made them. Where another one serves by now an alarm is only a warning.
+
+    Raises:
+        DataNotFoundError: when nothing was predicted for the window.
+        ModelNotFoundError: when the version was evaluated before predictions had references.
+    """
+    registry = ModelRegistry.of(call, store)
+    found = predicted(folder_of(params.destination, call, store), call, registry, (params.time,) if params.time else ())
+    version, table = found.version, found.table
+    columns = params.prediction_drift.columns or watched(table.column_names)
+    time = params.time if params.time in table.column_names else None
+    current = profile_batches(table.to_batches(), table.schema, (*columns, *((time,) if time else ())), time)
+    verdicts = Verdicts(store, call.pipeline, "prediction_drift")
+    reference = reference_in(version.run_id, registry.ref.uri, store, REFERENCE)
+    rule = params.prediction_drift.model_copy(update={"columns": columns})
+    span = (call.window.start, call.window.end) if call.window else None
+    past = past_of(verdicts, rule, call.window, params.grain, 1, version.version)
+    decision = decide(reference, current.select(columns), rule, past, span)
+    require_form(decision)
+    status, reasons = decision.status, list(decision.reasons)
+    with tempfile.TemporaryDirectory() as folder, pointed_at(registry.ref.uri):
+        facts = read_facts(version.run_id, Path(folder))
+    if trained_on(facts, call.window, params.grain):
+        status = "insufficient_data"
+        reasons.insert(0, f"version {version.version} was trained on this window, so what it says of it is no news")
+    elif found.served and status == "drift":
+        status = "warn"
+        reasons.append(f"version {version.version} has predicted, and champion {found.served} serves now")
+    decision = decision._replace(status=status, reasons=tuple(reasons))
+    moved = [column.column for column in decision.columns if column.word == "moved"]
+    verdict = {
+        "status": decision.status,
+        "reasons": list(decision.reasons),
+        "moved": moved,
+        "alarm": decision.alarm,
+        "columns": [column._asdict() for column in decision.columns],
+        "threshold": decision.threshold,
+        "null": decision.null,
+        "rows": current.rows,
+        "champion": version.version,
+    }
+    written = store.put_json(verdict, "verdict")
+    tags = {"mlops.kind": "prediction_drift", "mlops.pipeline": call.pipeline, "mlops.champion": version.version}
+    run_id = registry.run_of(call, suffix="/prediction_drift", tags=tags)
+    registry.api.log_text(run_id, "verdict.json", json.dumps(verdict, indent=1))
+    report = report_of(run_id, (reference, current), decision, registry) if decision.alarm else None
+    registry.api.log(run_id, metrics=metrics_of(decision, current.rows), tags=tags_of(call, decision))
+    registry.api.end_run(run_id, "FINISHED")
+    url, report_url = registry.run_url(run_id), registry.run_url(run_id, REPORT) if report else None
+    verdicts.record(call, {**verdict, "mlflow_url": url, "report_url": report_url})
+    return outcome_of(
+        call,
+        outputs={"verdict": written, **({"report": report} if report else {})},
+        metrics={"rows": float(current.rows), "columns_moved": float(len(moved))},
+        verdict=Verdict(status=decision.status, reasons=decision.reasons),
+        info={"champion": version.version, "run_id": run_id, "mlflow_url": url, "report_url": report_url},
+    )
