@@ -73,9 +73,17 @@ def test_every_operator_and_sensor_runs_in_a_real_dag(airflow: Airflow) -> None:
     """The DAGs of one pipeline hold all of them, and Airflow's own ``dag.test()`` runs each to success."""
     toy.months(airflow.folder)
     tune = {"space": {"C": {"low": 0.1, "high": 1.0}}, "trials": 2, "folds": 2}
-    airflow.declare(tune=tune, retries=0, monitor={"data_drift": {"min_effect": 5.0}})
+    airflow.declare(
+        tune=tune, retries=0, monitor={"data_drift": {"min_effect": 5.0}, "prediction_drift": {}, "performance": {}}
+    )
     done = set()
-    for what, window in (("train", "2024-01"), ("predict", "2024-02"), ("monitor", "2024-02")):
+    for what, window in (
+        ("train", "2024-01"),
+        ("predict", "2024-02"),
+        ("monitor", "2024-02"),
+        ("monitor_predictions", "2024-02"),
+        ("monitor_performance", "2024-02"),
+    ):
         run = airflow.test(what, window)
         assert run.state == "success", (what, run.states)
         tasks = airflow.dag(what).task_dict

@@ -22,8 +22,8 @@ class PredictionDriftSensor(MonitorSensor):
     The window is the oldest after the champion's training that was predicted and not judged, or the one given. The
     probabilities are compared, or of a model without any its predictions, by the same decision as data. Waiting takes
     no worker. The verdict is kept in the store, in an MLflow run and in the state of the asset
-    ``x-mlops://PIPELINE/retrain``; on drift a retraining is asked for by the trigger ``prediction_drift``. A run that is
-    retried or cleared judges the window that it has taken, once.
+    ``x-mlops://PIPELINE/retrain``; on drift a retraining is asked for by the trigger ``prediction_drift``. A run that
+    is retried or cleared judges the window that it has taken, once.
 
     :param destination: the folder of predictions, as in `BatchPredictOperator`. Default: ``predictions/<pipeline>`` in
         the store.

@@ -29,6 +29,18 @@ _VERDICTS: Mapping[str, tuple[str, Tone]] = {
     "drift": ("drift", "bad"),
     "insufficient_data": ("too few rows", "plain"),
 }
+_OTHER_VERDICTS: Mapping[str, Mapping[str, tuple[str, Tone]]] = {
+    "prediction_drift": {"ok": ("no drift of predictions", "good"), "drift": ("drift of predictions", "bad")},
+    "performance": {
+        "ok": ("performance holds", "good"),
+        "drift": ("performance dropped", "bad"),
+        "insufficient_data": ("too few labels", "plain"),
+    },
+}
+_HELD_AGAINST: Mapping[str, tuple[str, str]] = {
+    "prediction_drift": ("predictions", "the reference"),
+    "performance": ("labels", "the promotion"),
+}
 _REQUESTS: Mapping[State, tuple[str, Tone]] = {
     "recorded": ("retrain request: recorded only", "plain"),
     "held": ("retrain request: held", "busy"),
@@ -191,10 +203,12 @@ class History:
 
     def _judged(self, verdict: Mapping[str, Any]) -> Event:
         status = str(verdict.get("status"))
-        word, tone = _VERDICTS.get(status, (status, "plain"))
+        sensor = str(verdict.get("sensor"))
+        word, tone = {**_VERDICTS, **_OTHER_VERDICTS.get(sensor, {})}.get(status, (status, "plain"))
         rows, champion = verdict.get("rows"), verdict.get("champion")
-        counted = f"{rows:,} rows" if isinstance(rows, int) else "rows"
-        against = f" against the reference of champion {champion}" if champion else ""
+        what, held = _HELD_AGAINST.get(sensor, ("rows", "the reference"))
+        counted = f"{rows:,} {what}" if isinstance(rows, int) else what
+        against = f" against {held} of champion {champion}" if champion else ""
         moved = [column for column in verdict.get("columns") or () if column.get("word") == "moved"]
         return Event(
             at=_moment(verdict.get("at")),

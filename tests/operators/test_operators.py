@@ -18,7 +18,7 @@ from airflow_mlops.operators import base
 from airflow_mlops.operators.base import StageOperator, StageTask, reference
 from airflow_mlops.operators.links import MlflowReportLink, MlflowRunLink, ModelCardLink
 from airflow_mlops.operators.retry import MlopsRetryPolicy
-from airflow_mlops.sensors import DataDriftSensor
+from airflow_mlops.sensors import DataDriftSensor, ModelPerformanceSensor, PredictionDriftSensor
 from airflow_mlops.spec.pipeline import Split
 from tests import toy
 from tests.airflow_fixtures import Airflow
@@ -30,6 +30,8 @@ KINDS: list[Any] = [
         if issubclass(type(kind := getattr(operators, name)), type) and issubclass(kind, StageOperator)
     ),
     DataDriftSensor,
+    PredictionDriftSensor,
+    ModelPerformanceSensor,
 ]
 SHARED = set(inspect.signature(StageOperator).parameters) - {"settings", "kwargs"}
 SENSOR_ONLY = {"retrain", "deferrable"}
@@ -38,6 +40,8 @@ GIVEN: dict[str, Any] = {
     "space": {"C": {"low": 1, "high": 2}},
     "source": "data/{window}.parquet",
     "target": "y",
+    "labels": "labels/{window}.parquet",
+    "key": ["id"],
     "estimator": "sklearn.linear_model.Ridge",
     **dict.fromkeys(("data", "train", "model", "test", "evaluation", "version", "decision"), REF),
 }
@@ -72,7 +76,9 @@ def test_the_arguments_are_the_stage_s_params_and_inputs(kind: Any) -> None:
 def test_the_defaults_are_those_of_the_stage(kind: Any) -> None:
     task = make(kind, base="/srv")
     given = {
-        name: getattr(task, name) for name in ("source", "target", "estimator", "space") if name in own_arguments(kind)
+        name: getattr(task, name)
+        for name in ("source", "target", "estimator", "space", "labels", "key")
+        if name in own_arguments(kind)
     }
     expected = kind.stage.model_validate(given).resolved("/srv")
     if kind is operators.PrepareDataOperator:  # a plan says how to split; the operator finds it out itself

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tests.airflow_fixtures import Airflow, Run
 
 MONITOR: dict[str, Any] = {
     "poll": "1s",
-    "prediction_drift": {},
+    "prediction_drift": {"min_rows": 50},
     "performance": {"labels": "labels/{window}.parquet", "min_labels": 100, "drop": 0.05},
 }
 
@@ -62,7 +63,8 @@ def state(airflow: Airflow, sensor: str) -> Any:
 
     with create_session() as session:
         rows = session.scalars(select(AssetStateStoreModel).where(AssetStateStoreModel.key == sensor)).all()
-        return rows[-1].value
+        value = rows[-1].value
+        return json.loads(value) if isinstance(value, str) else value
 
 
 def test_predictions_as_usual_are_ok_and_all_keeps_one_form(watched: Airflow) -> None:
