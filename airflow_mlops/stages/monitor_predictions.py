@@ -27,8 +27,8 @@ from airflow_mlops.stages.monitor import (
     tags_of,
 )
 from airflow_mlops.stages.outcome import outcome_of
-from airflow_mlops.stages.profiles import reference_in
 from airflow_mlops.stages.predictions import REFERENCE, folder_of, predicted, trained_on, watched
+from airflow_mlops.stages.profiles import reference_in
 
 
 def run(call: Call, params: MonitorPredictions, store: Store) -> Outcome:

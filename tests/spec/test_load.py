@@ -164,7 +164,7 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
         (
             "retrain: {triggers: [drift, drfit]}",
             "churn.yaml:4: pipeline 'churn', stage 'retrain': retrain.triggers.1 is 'drfit'; "
-            "allowed: 'drift', 'performance' or 'skew'; try: drift",
+            "allowed: 'drift', 'prediction_drift', 'performance' or 'skew'; try: drift",
         ),
         (
             'schedule: "@continuous"',
