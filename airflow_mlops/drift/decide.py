@@ -27,7 +27,7 @@ from airflow_mlops.drift.null import Floats, Group, Null, calibrate, distances, 
 from airflow_mlops.drift.profile import ColumnProfile, DatasetProfile
 from airflow_mlops.drift.statistics import jensen_shannon, null_shares, wasserstein
 from airflow_mlops.errors import SchemaError
-from airflow_mlops.spec.pipeline import DataDrift, DriftRule
+from airflow_mlops.spec.pipeline import DriftRule, WindowDrift
 
 Word = Literal["moved", "steady", "broken", "not_judged"]
 Status = Literal["ok", "warn", "drift", "insufficient_data"]
@@ -145,7 +145,7 @@ def _unconfirmed(
     moved: list[str], rule: DriftRule, history: Sequence[Past], window: tuple[datetime, datetime] | None
 ) -> str | None:
     """Why an alarm is not drift yet; None when it is."""
-    if not isinstance(rule, DataDrift) or window is None:
+    if not isinstance(rule, WindowDrift) or window is None:
         return None
     wanted = rule.consecutive or (1 if window[1] - window[0] >= _LONG else 2)
     within = max(rule.within or wanted, wanted)

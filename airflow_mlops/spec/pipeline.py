@@ -208,8 +208,8 @@ class DriftRule(Section):
     """The columns watched. Default: every raw feature column."""
 
 
-class DataDrift(DriftRule):
-    """When a window counts as drifted from the champion's reference."""
+class WindowDrift(DriftRule):
+    """When windows, one after another, count as drifted from a reference."""
 
     consecutive: int | None = Field(None, ge=1, le=100)
     """How many windows in a row must find the same column moved before it is drift; until then the verdict is
@@ -217,19 +217,24 @@ class DataDrift(DriftRule):
     waiting for another one costs more than a training that the gate turns away, and 2 for shorter ones."""
     within: int | None = Field(None, ge=1, le=100)
     """Among how many windows these must lie, as in ``{consecutive: 2, within: 3}``. Default: as many, so in a row."""
-    multivariate: bool = False
-    """Whether a classifier also tries to tell the window's rows from those of the champion's training, which sees
-    columns that no longer go together. It gets half of ``false_alarm_rate``, and looks at 20,000 rows of each side at
-    most."""
 
     @model_validator(mode="after")
-    def _possible(self) -> DataDrift:
+    def _possible(self) -> WindowDrift:
         if self.within is not None and self.within < (self.consecutive or 1):
             raise ValueError("'within' must be at least 'consecutive'")
         return self
 
 
-class PredictionDrift(DataDrift):
+class DataDrift(WindowDrift):
+    """When a window counts as drifted from the champion's reference."""
+
+    multivariate: bool = False
+    """Whether a classifier also tries to tell the window's rows from those of the champion's training, which sees
+    columns that no longer go together. It gets half of ``false_alarm_rate``, and looks at 20,000 rows of each side at
+    most."""
+
+
+class PredictionDrift(WindowDrift):
     """When a window of logged predictions counts as drifted from what the model said of its held-out rows."""
 
     columns: Names = ()

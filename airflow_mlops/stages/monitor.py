@@ -23,7 +23,7 @@ from airflow_mlops.errors import DataNotFoundError, SchemaError
 from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
 from airflow_mlops.registry.verdicts import NO_WINDOW, Verdicts
-from airflow_mlops.spec.pipeline import DataDrift
+from airflow_mlops.spec.pipeline import WindowDrift
 from airflow_mlops.spec.stages import Monitor
 from airflow_mlops.spec.window import Grain, Window, last_windows, parse_key
 from airflow_mlops.stages.extract import extract_parts
@@ -131,7 +131,7 @@ def _span(call: Call, params: Monitor) -> tuple[datetime, datetime] | None:
 
 
 def past_of(
-    verdicts: Verdicts, rule: DataDrift, window: Window | None, grain: Grain, last: int, champion: str
+    verdicts: Verdicts, rule: WindowDrift, window: Window | None, grain: Grain, last: int, champion: str
 ) -> list[Past]:
     """The latest verdicts before this window against the same champion; only those may confirm an alarm.
 
