@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from airflow_mlops.call import Store
+from airflow_mlops.registry.ledger import Ledger
 from tests import toy
 from tests.toy import finish, start
 
@@ -91,6 +94,39 @@ def test_a_dag_file_loads_nothing_heavy(tmp_path: Path, text: str, dags: list[st
 
 def test_the_light_half_loads_nothing_heavy() -> None:
     assert finish(start(ALONE, " ".join(HEAVY))) == {"heavy": []}
+
+
+POLL = """
+import asyncio, json, sys
+import airflow.triggers.base
+before = set(sys.modules)
+from airflow_mlops.triggers import WindowTrigger
+async def first(arguments):
+    async for event in WindowTrigger(arguments, 0.01).run():
+        return event.payload["window"]
+found = [asyncio.run(first(each)) for each in json.loads(sys.argv[1])]
+found += [name for name in set(sys.modules) - before if name.startswith(tuple(sys.argv[2].split()))]
+print(json.dumps(found))
+"""
+
+
+def test_a_poll_loads_nothing_heavy_and_never_evidently(tmp_path: Path) -> None:
+    """In a process that was loaded with nothing, as a triggerer is, each sensor's trigger finds its window."""
+    store = Store(str(tmp_path / "store"))
+    Ledger(store, "toy").record(
+        "promotion", version="1", champion_before=None, decision="d", reasons=(), run="r", window="2024-01"
+    )
+    for file in ("data/2024-02.parquet", "said/window=2024-02/predictions.parquet", "labels/2024-02.parquet"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).touch()
+    every = {"store": store.root, "pipeline": "toy", "grain": "month", "run": "r"}
+    said = f"{tmp_path}/said/window={{window}}/predictions.parquet"
+    waiting = [
+        {**every, "source": f"{tmp_path}/data/{{window}}.parquet"},
+        {**every, "sensor": "prediction_drift", "predictions": said},
+        {**every, "sensor": "performance", "predictions": said, "labels": f"{tmp_path}/labels/{{window}}.parquet"},
+    ]
+    assert finish(start(POLL, json.dumps(waiting), " ".join(HEAVY))) == ["2024-02"] * 3
 
 
 def test_the_package_itself_imports_no_airflow() -> None:

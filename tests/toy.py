@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from airflow_mlops.call.store import digest_of_file
 from airflow_mlops.errors import ModelNotFoundError
 from airflow_mlops.registry import ModelRegistry
 from airflow_mlops.spec import Declaration, Node, Window, load_declarations, monitor_node, predict_plan, train_plan
+from airflow_mlops.spec.pipeline import Pipeline
 from airflow_mlops.spec.plan import callables_of
 from airflow_mlops.spec.window import parse_key
 
@@ -201,10 +202,18 @@ def run_predict(
     return _run(plan, declaration, window, run, store, registry)
 
 
-def run_monitor(declaration: Declaration, window: str | Window, run: str, store: str, registry: RegistryRef) -> Outcome:
-    """Judge one window."""
-    node = monitor_node(declaration.pipeline)
-    return _run([node], declaration, window, run, store, registry)["monitor"]
+def run_monitor(
+    declaration: Declaration,
+    window: str | Window,
+    run: str,
+    store: str,
+    registry: RegistryRef,
+    node_of: Callable[[Pipeline], Node | None] = monitor_node,
+) -> Outcome:
+    """Judge one window, by one of the sensors' stages."""
+    node = node_of(declaration.pipeline)
+    assert node is not None
+    return _run([node], declaration, window, run, store, registry)[node.stage]
 
 
 def state_of(world: World) -> dict[str, Any]:

@@ -173,6 +173,13 @@ class Verdicts:
         """Every verdict on a window, oldest first."""
         return _in_order(verdict for place in self._places() for verdict in self._read(place, key))
 
+    def newest(self, most: int) -> dict[str, dict[str, Any]]:
+        """The last verdict on each of a sensor's newest windows, judged or waiting for labels; oldest window first."""
+        waiting = self.waiting() if self.sensor == "performance" else []
+        keys = sorted({*self.windows(), *waiting})[-most:]
+        found = {key: judged[-1] if (judged := self.of_window(key)) else self.last_look(key) for key in keys}
+        return {key: verdict for key, verdict in found.items() if verdict}
+
     def all(self) -> list[dict[str, Any]]:
         """Every verdict, by window."""
         return [verdict for key in self.windows() for verdict in self.of_window(key)]

@@ -143,13 +143,10 @@ class MonitorSensor(StageTask, BaseSensorOperator):
         return super().finish(context, outcome)
 
     def _show(self, context: Context, store: Store) -> None:
-        verdicts = Verdicts(store, self.pipeline_name, self.sensor)
-        history: dict[str, JsonValue] = {}
-        keys = {*verdicts.windows(), *(verdicts.waiting() if self.sensor == "performance" else ())}
-        for key in sorted(keys)[-_KEPT:]:
-            judged = verdicts.of_window(key)
-            last = judged[-1] if judged else verdicts.last_look(key)
-            if last:
-                history[key] = {name: last.get(name) for name in ("status", "champion", "at", "run")}
+        newest = Verdicts(store, self.pipeline_name, self.sensor).newest(_KEPT)
+        history: dict[str, JsonValue] = {
+            key: {name: verdict.get(name) for name in ("status", "champion", "at", "run")}
+            for key, verdict in newest.items()
+        }
         state = context["asset_state_store"][retrain_asset(self.pipeline_name)]
         state.set(self.sensor, history)

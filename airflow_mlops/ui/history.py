@@ -13,7 +13,7 @@ from airflow_mlops.errors import MlopsError
 from airflow_mlops.registry.ledger import Entry, Ledger
 from airflow_mlops.registry.policy import Recorded, State
 from airflow_mlops.registry.requests import Requests
-from airflow_mlops.registry.verdicts import Verdicts
+from airflow_mlops.registry.verdicts import TRIGGERS, Verdicts
 
 Tone = Literal["good", "bad", "busy", "plain"]
 
@@ -96,9 +96,8 @@ class Summary(NamedTuple):
     last: Event | None
     """The last decision about its champion."""
     windows: int
-    verdict: Event | None
-    """The last window's verdict."""
-    verdict_window: str | None
+    verdicts: tuple[tuple[str, Event], ...]
+    """Each sensor's last verdict, and its window before it."""
     pending: str
     """The retrain requests that are not answered, in words; empty when there are none."""
 
@@ -156,7 +155,9 @@ class History:
         """The DAGs of the pipeline of this name, and those that have written about the model, if that can be read."""
         own = {self.model, *(f"{self.model}.{what}" for what in _DAGS)}
         try:
-            wrote = [entry.run for entry in self.ledger.entries()] + [str(v.get("run") or "") for v in self._newest()]
+            wrote = [entry.run for entry in self.ledger.entries()] + [
+                str(v.get("run") or "") for _, v in self._newest()
+            ]
         except UNREADABLE:
             wrote = []
         return frozenset(own | {run.partition("/")[0] for run in wrote if "/" in run})
@@ -165,7 +166,6 @@ class History:
         """How the model stands."""
         entries, promotion = self.ledger.entries(), self.ledger.promotion()
         champion = self.ledger.champion()
-        newest = self._newest()
         return Summary(
             model=self.model,
             champion=champion,
@@ -175,8 +175,7 @@ class History:
             previous=self.ledger.previous(),
             last=self._decided(entries[-1]) if entries else None,
             windows=len(self.verdicts.windows()),
-            verdict=self._judged(newest[-1]) if newest else None,
-            verdict_window=_spoken(self.verdicts.windows()[-1]) if newest else None,
+            verdicts=tuple((_spoken(key), self._judged(verdict)) for key, verdict in self._newest()),
             pending=_pending(self.requests.all()),
         )
 
@@ -197,9 +196,10 @@ class History:
         found = ((key, sorted(groups[key], key=lambda event: event.at)) for key in shown)
         return Timeline(tuple((_spoken(key), tuple(events)) for key, events in found), page, pages)
 
-    def _newest(self) -> list[dict[str, Any]]:
-        windows = self.verdicts.windows()
-        return self.verdicts.of_window(windows[-1]) if windows else []
+    def _newest(self) -> list[tuple[str, dict[str, Any]]]:
+        """Each sensor's newest window, and its last verdict on it."""
+        every = (Verdicts(self.store, self.model, sensor) for sensor in TRIGGERS)
+        return [found for verdicts in every for found in verdicts.newest(1).items()]
 
     def _judged(self, verdict: Mapping[str, Any]) -> Event:
         status = str(verdict.get("status"))
@@ -268,7 +268,7 @@ class History:
 
     def _mlflow(self) -> str | None:
         """Where MLflow's pages are, as the newest verdict has it, or else the connection."""
-        for verdict in reversed(self._newest()):
+        for _, verdict in self._newest():
             base, found, _ = str(verdict.get("mlflow_url") or "").partition("/#/")
             if found:
                 return base

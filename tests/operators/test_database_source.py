@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import pytest
 from adbc_driver_postgresql import dbapi
 
 from airflow_mlops.errors import DataError
+from airflow_mlops.registry import verdicts
+from airflow_mlops.registry.verdicts import Verdicts
 from airflow_mlops.spec.window import shift, window_before
 from airflow_mlops.stages import database
 from tests import toy
@@ -82,6 +84,42 @@ def test_a_pipeline_trains_on_a_database_and_reads_each_window_once(
     newest = window_before("month", datetime.now(UTC))
     assert f"has no rows in {shift('month', newest, -1).key} to {newest.key}" in str(empty.error("extract"))
     assert_no_secret(airflow, run.xcom, again.xcom, judged.xcom, *capfd.readouterr())
+
+
+LABELS = "SELECT id, y FROM toy_rows WHERE at >= :start AND at < :end"
+
+
+def test_labels_that_a_database_gets_later_are_looked_for_once_a_day(
+    airflow: Airflow, warehouse: dbapi.Connection, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    toy.months(airflow.folder)
+    rule = {"labels": {"connection": "warehouse", "query": LABELS}, "min_labels": 300}
+    airflow.declare(monitor={"performance": rule}, retries=0)
+    assert airflow.test("train", "2024-01").state == "success"
+    assert airflow.test("predict", "2024-02").state == "success"
+
+    def judged() -> Any:
+        run = airflow.test("monitor_performance")
+        assert run.state == "success", run.errors
+        return run.xcom["performance", "return_value"]["verdict"]
+
+    with warehouse.cursor() as cursor:
+        cursor.execute("DELETE FROM toy_rows WHERE at >= '2024-02-01'")
+        cursor.fetch_arrow_table()
+    verdict = judged()
+    assert verdict["status"] == "insufficient_data"
+    assert "0 labels of 400 predictions have come; at least 300 are needed" in verdict["reasons"][0]
+    with warehouse.cursor() as cursor:
+        cursor.adbc_ingest("toy_rows", toy.rows("2024-02"), mode="append")
+    # Only a query could tell that they are there.
+    assert airflow.run("monitor_performance", triggers=False).states == {"performance": "deferred"}
+    monkeypatch.setattr(verdicts, "_LOOK_AGAIN", timedelta(0))
+    verdict = judged()
+    assert verdict["status"] == "ok"
+    assert "on 400 labels of 400 predictions" in verdict["reasons"][0]
+    found = Verdicts(airflow.store, airflow.name, "performance").all()
+    assert [(each["window"], each["labels"]) for each in found] == [("2024-02", None)]
+    assert_no_secret(airflow, found, *capfd.readouterr())
 
 
 OWN = """

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_mlops.errors import DeclarationError
 from airflow_mlops.spec import Declaration, load_declarations
 from airflow_mlops.spec.metrics import Task
 from airflow_mlops.spec.wiring import check, check_all, possible_tasks, problems_of
@@ -186,6 +187,74 @@ def test_the_declaration_leaves_tasks_open(
 def test_windows_let_a_pipeline_be_trained_and_watched_over_several(tmp_path: Path) -> None:
     pipeline = declare(tmp_path, "monitor: {schedule: '@daily', windows: {last: 3}}", text=WINDOWED).pipeline
     assert list(check(pipeline)) == []
+
+
+KEYED = WINDOWED.replace("target: y", "target: y, key: id")
+
+
+@pytest.mark.parametrize(
+    "performance",
+    [
+        "{}",
+        "{metric: accuracy}",
+        "{labels: 'labels/{window}.csv', label_delay: 14d, drop: 0.05, min_labels: 50, confidence: 0.9}",
+        "{labels: {connection: db, table: labels}}",
+        "{labels: {connection: db, query: 'SELECT id, y FROM t WHERE at >= :start AND at < :end'}}",
+    ],
+)
+def test_sound_labels_have_no_problems(tmp_path: Path, performance: str) -> None:
+    more = "monitor: {prediction_drift: {consecutive: 2, within: 3}, performance: " + performance + "}"
+    assert told(tmp_path, more, text=KEYED) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "start"),
+    [
+        (LEAST, "prediction_drift: {}", "predictions are watched by window, and the data comes in none; try: put"),
+        (WINDOWED, "performance: {}", "labels are joined to predictions by key, and there is none; try: declare data."),
+        (KEYED, "performance: {metric: auc}", "there is no metric 'auc'; allowed: roc_auc, "),
+        (
+            KEYED,
+            "performance: {metric: mcc}",
+            "'mcc' has no value at promotion, for it is not evaluated; allowed: ",
+        ),
+        (
+            KEYED,
+            "performance: {labels: 'labels/{date}.csv'}",
+            "'labels/{date}.csv' holds an unknown placeholder; allowed: {window}",
+        ),
+        (
+            KEYED,
+            "performance: {labels: {connection: db, query: \"SELECT * FROM t WHERE m = '{window}'\"}}",
+            "a query gets its window as parameters; allowed: :start, :end",
+        ),
+    ],
+)
+def test_what_cannot_be_watched_of_predictions_is_told_by_line(
+    tmp_path: Path, text: str, more: str, start: str
+) -> None:
+    (problem,) = told(tmp_path, f"monitor:\n  {more}", text=text)
+    assert problem.startswith(f"5: pipeline 'churn', stage 'monitor': {start}")
+
+
+def test_a_metric_that_is_evaluated_may_be_watched_and_no_other(tmp_path: Path) -> None:
+    more = "monitor: {performance: {metric: f1}}\nevaluate: {metrics: [mcc]}"
+    (problem,) = told(tmp_path, more, text=KEYED)
+    assert problem.startswith("4: pipeline 'churn', stage 'monitor': 'f1' has no value at promotion")
+    assert problem.endswith("allowed: mcc; try: add f1 to evaluate.metrics")
+    assert told(tmp_path, more.replace("f1", "mcc"), text=KEYED) == []
+
+
+def test_labels_and_the_column_watched_are_checked_for_their_bounds(tmp_path: Path) -> None:
+    for wrong, what in (
+        ("performance: {min_labels: 3}", "min_labels"),
+        ("performance: {confidence: 0.999}", "confidence"),
+        ("performance: {drop: -1}", "drop"),
+        ("prediction_drift: {consecutive: 3, within: 2}", "'within' must be at least 'consecutive'"),
+        ("prediction_drift: {multivariate: true}", "multivariate"),
+    ):
+        with pytest.raises(DeclarationError, match=what):
+            declare(tmp_path, f"monitor: {{{wrong}}}", text=KEYED)
 
 
 def chain(folder: Path, **after: str) -> list[Declaration]:

@@ -18,7 +18,7 @@ MLFLOW = "http://mlflow.example:5000"
 REPORT = f"{MLFLOW}/#/experiments/1/runs/abc/artifacts/report.html"
 
 
-def judged(store: Store, model: str, window: str, status: str = "ok", **more: Any) -> None:
+def judged(store: Store, model: str, window: str, status: str = "ok", place: str = "verdicts", **more: Any) -> None:
     """A monitoring run's verdict; `drift` means that the column `x1` moved."""
     reasons = {
         "ok": ["none of 2 columns moved"],
@@ -40,7 +40,7 @@ def judged(store: Store, model: str, window: str, status: str = "ok", **more: An
     call = Call(pipeline=model, stage="monitor", run=run, window=month(window), store=store.root)
     # As a file that anybody may have written, with whatever in it.
     body = {**verdict, "run": run, "window": window, "at": datetime.now(UTC).isoformat()}
-    store.create_json(body, "verdicts", model, window, f"{call.identity}.json")
+    store.create_json(body, place, model, window, f"{call.identity}.json")
 
 
 def asked(

@@ -114,6 +114,29 @@ def test_the_timeline_merges_verdicts_requests_and_the_ledger_newest_window_firs
     )
 
 
+def test_each_sensor_is_read_by_itself(store: Store, admin: Browser) -> None:
+    """A quiet verdict of one sensor hides no alarm of another, nor do newer windows an older one that labels judge."""
+    decided(store, "toy", "promotion", "1")
+    judged(store, "toy", "2024-03", "drift")
+    judged(store, "toy", "2024-03", "ok", "prediction_verdicts", sensor="prediction_drift")
+    lost = "roc_auc is 0.6000 on 400 labels of 500 predictions, and was 0.8000 at promotion"
+    judged(store, "toy", "2024-02", "drift", "performance_verdicts", sensor="performance", reasons=[lost], columns=[])
+    for path in ("/", "/models/toy"):
+        text = admin.text(path).partition("Timeline")[0]
+        assert "drift 2024-03 no drift of predictions 2024-03 performance dropped 2024-02" in text
+    text = admin.text("/models/toy").partition("Timeline")[2]
+    for told in (
+        "1,234 rows against the reference of champion 1",
+        "1,234 predictions against the reference of champion 1",
+        "1,234 labels against the promotion of champion 1",
+        lost,
+    ):
+        assert told in text
+    # More labels are waited for.
+    judged(store, "toy", "2024-03", "insufficient_data", "open_verdicts", sensor="performance", columns=[])
+    assert "too few labels 2024-03" in admin.text("/")
+
+
 def test_the_links_lead_to_mlflow_and_to_airflow(store: Store, admin: Browser) -> None:
     decided(store, "toy", "promotion", "1", run="toy.train/manual__2024-01-01T00:00:00+00:00")
     judged(store, "toy", "2024-02", "drift")
