@@ -66,7 +66,7 @@ def test_the_defaults_are_those_of_a_careful_team() -> None:
     made = pipeline()
     assert made.validate_model.versus_champion is not None
     assert made.train.serialization == "skops", "loading a model runs no code"
-    assert (made.retrain.mode, made.retrain.triggers) == ("auto", ("drift", "performance", "skew"))
+    assert (made.retrain.mode, made.retrain.triggers) == ("auto", ("drift", "prediction_drift", "performance", "skew"))
     assert (made.retrain.cooldown, made.retrain.max_per_week) == (timedelta(hours=24), 3)
     assert made.retrain.approval.timeout == timedelta(days=3)
     assert (made.schedule, made.backend, made.retries) == (None, "local", 2)
