@@ -159,6 +159,28 @@ def parser_of_commands() -> argparse.ArgumentParser:
     calibrate.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     calibrate.set_defaults(handler=_calibrate)
 
+    replay = commands.add_parser(
+        "replay",
+        help="what retrain policies would have done over past windows: metric, trainings, cost, recommended settings",
+        description="Walk through history without touching the registry: the declared policy (as if it were switched "
+        "on), never, every window, Evidently's default and our default. The champion at the start is trained on the "
+        "windows before --from. What was computed once is kept in the state folder.",
+    )
+    replay.add_argument("file", metavar="PIPELINE.yaml", help="a YAML file of one or more pipelines")
+    replay.add_argument("--from", dest="first", required=True, metavar="KEY", help="the first window, such as 2013-03")
+    replay.add_argument("--to", dest="last", required=True, metavar="KEY", help="the last window")
+    replay.add_argument("--pipeline", metavar="NAME", help="which one, where the file holds several")
+    replay.add_argument("--html", metavar="FILE", help=f"the page with the plot (default: in {STATE_FOLDER}/replay)")
+    replay.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    replay.add_argument(
+        "--evidently",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="ask Evidently as well, which takes longest",
+    )
+    replay.add_argument("--verbose", action="store_true", help="show log lines and whole tracebacks")
+    replay.set_defaults(handler=_replay)
+
     demo = commands.add_parser("demo", help="run the flights demo: a real Airflow and MLflow on this machine")
     demo.add_argument("--dags", default="dags", metavar="DIR", help="the folder with the demo's DAGs and data")
     demo.add_argument("--months", type=int, default=None, metavar="N", help="how many months arrive")
@@ -227,6 +249,12 @@ def _calibrate(options: argparse.Namespace) -> int:
     from airflow_mlops.cli.calibrate import calibrate
 
     return calibrate(options)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from airflow_mlops.cli.replay import replay
+
+    return replay(options, Path(STATE_FOLDER))
 
 
 def _pools(options: argparse.Namespace) -> int:

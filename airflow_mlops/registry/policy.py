@@ -7,7 +7,7 @@ what the others have decided before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +25,8 @@ OPEN: frozenset[State] = frozenset({"held", "suggested", "asking", "started"})
 MAX_ATTEMPTS = 3
 """A request taken this often in vain rings no more by itself; a scheduled or manual run still takes it."""
 WEEK = timedelta(days=7)
+IsActive = Callable[[str], bool]
+"""Whether a run, by its id, still goes on."""
 
 
 class Request(BaseModel):
@@ -199,6 +201,59 @@ def decide(
     if policy.mode == "suggest":
         return Decision("suggested", "the policy asks a person")
     return Decision("started", "the policy allows it")
+
+
+def review(
+    policy: Retrain, records: Sequence[Recorded], standing: Standing, now: datetime, is_active: IsActive
+) -> tuple[Recorded, Decision] | None:
+    """The first request of which something else becomes when it is looked at again, and what; None where of none.
+
+    The newest window comes first, for a training for it answers for the others.
+
+    Args:
+        policy: the declared policy.
+        records: the model's requests.
+        standing: what there is to know besides.
+        now: the time.
+        is_active: whether a run still goes on.
+    """
+    for each in sorted(records, key=_newest_first):
+        decision = _reviewed(policy, records, standing, each, now, is_active)
+        if decision and decision != Decision(each.state, each.last.why or "", each.last.until):
+            return each, decision
+    return None
+
+
+def _reviewed(
+    policy: Retrain,
+    records: Sequence[Recorded],
+    standing: Standing,
+    recorded: Recorded,
+    now: datetime,
+    is_active: IsActive,
+) -> Decision | None:
+    """What becomes of a request that is looked at again; None where nothing is to be decided."""
+    asked = recorded.state in ("suggested", "asking")
+    given_back = recorded.state == "claimed" and recorded.attempts < MAX_ATTEMPTS
+    if recorded.state == "started" or asked or given_back:
+        if recorded.state == "claimed" and is_active(str(recorded.run)):
+            return None
+        passed = moot(recorded.request, standing._replace(quiet={}))
+        if passed:
+            return Decision("withdrawn", passed)
+    if recorded.state == "asking" and is_active(str(recorded.last.run)):
+        return None
+    stopped = recorded.state == "started" and policy.mode == "observe"
+    if recorded.state == "held" or asked or given_back or stopped:
+        # What a person is to decide stays with the person, also when a quiet window has come since.
+        known = standing._replace(quiet={}) if asked else standing
+        return decide(policy, records, known, recorded.request, now)
+    return None
+
+
+def _newest_first(recorded: Recorded) -> float:
+    window = recorded.request.window
+    return -(window.end if window else recorded.steps[0].at).timestamp()
 
 
 def _limits(policy: Retrain, records: Sequence[Recorded], standing: Standing, now: datetime) -> Decision | None:

@@ -18,21 +18,20 @@ from airflow_mlops.registry.policy import (
     MAX_ATTEMPTS,
     OPEN,
     Decision,
+    IsActive,
     Recorded,
     Request,
     Standing,
     State,
     decide,
     fold,
-    moot,
+    review,
 )
 from airflow_mlops.registry.verdicts import Verdicts
 from airflow_mlops.spec.pipeline import Retrain
 from airflow_mlops.spec.window import Window, window_of_key
 
 __all__ = ["MAX_ATTEMPTS", "Recorded", "Request", "Requests", "State"]
-
-IsActive = Callable[[str], bool]
 
 
 def _now() -> datetime:
@@ -133,13 +132,10 @@ class Requests:
         """
         while True:
             length, found = self._read()
-            for each in sorted(found.values(), key=_newest_first):
-                decision = _reviewed(each, list(found.values()), policy, standing, is_active)
-                if decision and decision != Decision(each.state, each.last.why or "", each.last.until):
-                    self._decided(length, each.request, False, decision)
-                    break
-            else:
+            due = review(policy, list(found.values()), standing, _now(), is_active)
+            if due is None:
                 return [each for each in found.values() if each.state in ("started", "suggested")]
+            self._decided(length, due[0].request, False, due[1])
 
     def put(self, run: str, is_active: IsActive) -> list[Recorded]:
         """Take the requests that a person is to be asked about, for the run that asks; none where another one asks.
@@ -235,30 +231,3 @@ def _free(recorded: Recorded, is_active: IsActive) -> bool:
     """Whether a run may take a request."""
     ended = recorded.state == "claimed" and recorded.run is not None and not is_active(recorded.run)
     return recorded.state in OPEN or ended
-
-
-def _reviewed(
-    recorded: Recorded, records: list[Recorded], policy: Retrain, standing: Standing, is_active: IsActive
-) -> Decision | None:
-    """What becomes of a request that is looked at again; None where nothing is to be decided."""
-    asked = recorded.state in ("suggested", "asking")
-    given_back = recorded.state == "claimed" and recorded.attempts < MAX_ATTEMPTS
-    if recorded.state == "started" or asked or given_back:
-        if recorded.state == "claimed" and is_active(str(recorded.run)):
-            return None
-        passed = moot(recorded.request, standing._replace(quiet={}))
-        if passed:
-            return Decision("withdrawn", passed)
-    if recorded.state == "asking" and is_active(str(recorded.last.run)):
-        return None
-    stopped = recorded.state == "started" and policy.mode == "observe"
-    if recorded.state == "held" or asked or given_back or stopped:
-        # What a person is to decide stays with the person, also when a quiet window has come since.
-        known = standing._replace(quiet={}) if asked else standing
-        return decide(policy, records, known, recorded.request, _now())
-    return None
-
-
-def _newest_first(recorded: Recorded) -> float:
-    window = recorded.request.window
-    return -(window.end if window else recorded.steps[0].at).timestamp()

@@ -71,7 +71,7 @@ def run(call: Call, params: Evaluate, store: Store) -> Outcome:
             log.info("the model is champion %s already; there is nothing to compare", champion.version)
             champion = None
         if champion is not None and params.versus_champion:
-            scored |= _score_champion(champion, facts, table, truth, folder)
+            scored |= champion_scores(champion, facts, table, truth, folder)
         predictions = write_table(pa.table({"truth": pa.array(truth), **scored}), store, "predictions")
         body = {
             "task": facts.task,
@@ -218,7 +218,7 @@ def _champion(registry: ModelRegistry) -> Version | None:
     return champion
 
 
-def _score_champion(
+def champion_scores(
     champion: Version, facts: Facts, table: pa.Table, truth: np.ndarray[Any, Any], scratch: Path
 ) -> dict[str, pa.Array]:
     """Let the champion score the rows, and say of each row whether the champion was trained on it."""

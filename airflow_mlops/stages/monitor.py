@@ -11,6 +11,7 @@ import logging
 import tempfile
 from datetime import datetime
 from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -20,7 +21,7 @@ from airflow_mlops.drift.columns import facts
 from airflow_mlops.drift.decide import ColumnDrift, Decision, Past, decide
 from airflow_mlops.drift.profile import DatasetProfile
 from airflow_mlops.errors import DataNotFoundError, SchemaError
-from airflow_mlops.registry.mlflow_api import pointed_at
+from airflow_mlops.registry.mlflow_api import Version, pointed_at
 from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
 from airflow_mlops.registry.verdicts import NO_WINDOW, Verdicts
 from airflow_mlops.spec.pipeline import WindowDrift
@@ -36,47 +37,40 @@ log = logging.getLogger(__name__)
 REPORT = "report.html"
 
 
+class Told(Protocol):
+    """What was said of a pipeline's windows, as `Verdicts` keeps it."""
+
+    def windows(self) -> list[str]:
+        """The keys of the windows judged, sorted."""
+
+    def of_window(self, key: str) -> list[dict[str, Any]]:
+        """Every verdict on a window, oldest first."""
+
+
+class Compared(NamedTuple):
+    """A window held against a champion's reference."""
+
+    verdict: dict[str, Any]
+    """What was found, as it is kept."""
+    decision: Decision
+    sides: tuple[DatasetProfile, DatasetProfile]
+    """The reference and the window."""
+
+
 def run(call: Call, params: Monitor, store: Store) -> Outcome:
     """Judge the window; outputs ``verdict`` and, on an alarm, Evidently's ``report``."""
     registry = ModelRegistry.of(call, store)
     champion = registry.need_champion()
-    parts = extract_parts(params.extract, call.window, store, call)
-    current = DatasetProfile(0, {}, params.time)
-    for part in parts:
-        current = current.merge(profile_of(part, store, params.time))
-    reference = reference_in(champion.run_id, registry.ref.uri, store)
-    rule = params.data_drift
-    rule = rule.model_copy(update={"columns": rule.columns or tuple(reference.columns)})
-    together = None
-    if rule.multivariate and min(reference.rows, current.rows) >= rule.min_rows:
-        rule = rule.model_copy(update={"false_alarm_rate": rule.false_alarm_rate / 2})
-        names = [fact.name for fact in facts(reference, current, rule.columns) if fact.status == "comparable"]
-        rows = _training_rows(champion.run_id, registry.ref.uri, store)
-        together = _together(rows, parts, names, params.time, rule.false_alarm_rate, store)
     verdicts = Verdicts(store, call.pipeline, "data_drift")
-    past = past_of(verdicts, rule, call.window, params.grain, params.last, champion.version)
-    decision = decide(reference, current, rule, past, _span(call, params), together)
-    require_form(decision)
-    moved = [column.column for column in decision.columns if column.word == "moved"]
-    verdict = {
-        "status": decision.status,
-        "reasons": list(decision.reasons),
-        "moved": moved,
-        "alarm": decision.alarm,
-        "columns": [column._asdict() for column in decision.columns],
-        "threshold": decision.threshold,
-        "null": decision.null,
-        "rows": current.rows,
-        "data": parts[0].digest if len(parts) == 1 else digest_of([part.digest for part in parts]),
-        "champion": champion.version,
-    }
+    verdict, decision, sides = compare(call, params, champion, registry.ref.uri, verdicts, store)
+    moved, rows = verdict["moved"], verdict["rows"]
     written = store.put_json(verdict, "verdict")
     run_id = registry.run_of(
         call, tags={"mlops.kind": "monitor", "mlops.pipeline": call.pipeline, "mlops.champion": champion.version}
     )
     registry.api.log_text(run_id, "verdict.json", json.dumps(verdict, indent=1))
-    report = report_of(run_id, (reference, current), decision, registry) if decision.alarm else None
-    registry.api.log(run_id, metrics=metrics_of(decision, current.rows), tags=tags_of(call, decision))
+    report = report_of(run_id, sides, decision, registry) if decision.alarm else None
+    registry.api.log(run_id, metrics=metrics_of(decision, rows), tags=tags_of(call, decision))
     registry.api.end_run(run_id, "FINISHED")
     url = registry.run_url(run_id)
     report_url = registry.run_url(run_id, REPORT) if report else None
@@ -84,7 +78,7 @@ def run(call: Call, params: Monitor, store: Store) -> Outcome:
     return outcome_of(
         call,
         outputs={"verdict": written, **({"report": report} if report else {})},
-        metrics={"rows": float(current.rows), "columns_moved": float(len(moved))},
+        metrics={"rows": float(rows), "columns_moved": float(len(moved))},
         verdict=Verdict(status=decision.status, reasons=decision.reasons),
         info={
             "champion": champion.version,
@@ -94,6 +88,52 @@ def run(call: Call, params: Monitor, store: Store) -> Outcome:
             "report_url": report_url,
         },
     )
+
+
+def compare(call: Call, params: Monitor, champion: Version, registry: str, verdicts: Told, store: Store) -> Compared:
+    """Hold the window of a Call against a champion's reference.
+
+    Args:
+        call: whose window is judged.
+        params: where its rows are, and when they have drifted.
+        champion: the version whose reference is meant.
+        registry: the URI of the registry that has it.
+        verdicts: what was said of earlier windows; those on the same champion may confirm an alarm.
+        store: where profiles are kept.
+
+    Raises:
+        SchemaError: when the window has not the form of the reference.
+        DataNotFoundError: when there is no data for it.
+    """
+    parts = extract_parts(params.extract, call.window, store, call)
+    current = DatasetProfile(0, {}, params.time)
+    for part in parts:
+        current = current.merge(profile_of(part, store, params.time))
+    reference = reference_in(champion.run_id, registry, store)
+    rule = params.data_drift
+    rule = rule.model_copy(update={"columns": rule.columns or tuple(reference.columns)})
+    together = None
+    if rule.multivariate and min(reference.rows, current.rows) >= rule.min_rows:
+        rule = rule.model_copy(update={"false_alarm_rate": rule.false_alarm_rate / 2})
+        names = [fact.name for fact in facts(reference, current, rule.columns) if fact.status == "comparable"]
+        rows = _training_rows(champion.run_id, registry, store)
+        together = _together(rows, parts, names, params.time, rule.false_alarm_rate, store)
+    past = past_of(verdicts, params.data_drift, call.window, params.grain, params.last, champion.version)
+    decision = decide(reference, current, rule, past, _span(call, params), together)
+    require_form(decision)
+    verdict = {
+        "status": decision.status,
+        "reasons": list(decision.reasons),
+        "moved": [column.column for column in decision.columns if column.word == "moved"],
+        "alarm": decision.alarm,
+        "columns": [column._asdict() for column in decision.columns],
+        "threshold": decision.threshold,
+        "null": decision.null,
+        "rows": current.rows,
+        "data": parts[0].digest if len(parts) == 1 else digest_of([part.digest for part in parts]),
+        "champion": champion.version,
+    }
+    return Compared(verdict, decision, (reference, current))
 
 
 def _training_rows(run_id: str, registry: str, store: Store) -> pa.Table | None:
@@ -131,7 +171,7 @@ def _span(call: Call, params: Monitor) -> tuple[datetime, datetime] | None:
 
 
 def past_of(
-    verdicts: Verdicts, rule: WindowDrift, window: Window | None, grain: Grain, last: int, champion: str
+    verdicts: Told, rule: WindowDrift, window: Window | None, grain: Grain, last: int, champion: str
 ) -> list[Past]:
     """The latest verdicts before this window against the same champion; only those may confirm an alarm.
 
