@@ -3,7 +3,7 @@
 Rows are drawn as counts of cells, which is exact: the populations have at most 512 values, which a profile holds one by
 one. A reference is a fresh sample of 20,000 rows in 64 blocks of time; its cells, its null and its threshold are the
 rule's own (floors apart: what counts here is the threshold alone, so real alarms are fewer). 20 and 5 columns are five
-parts of the 100, each a reference of its own; every reference meets five windows.
+parts of the 100, each a reference of its own; every reference meets ten windows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from airflow_mlops.drift.profile import ColumnProfile
 ROWS, BLOCKS, VALUES = 20_000, 64, 512
 WINDOWS, COLUMNS = (300, 1_000, 5_000, 50_000), (5, 20, 100)
 FAMILIES = ("normal", "heavy-tailed", "skewed", "discrete", "100 categories")
-RATE, WINDOWS_EACH, PARTS = 0.01, 5, 5
+RATE, WINDOWS_EACH, PARTS = 0.01, 10, 5
 REFERENCES, QUICK_REFERENCES = 400, 3
 SHIFT = 0.25
 FLIGHTS = Path(__file__).parents[1] / "dags" / "flights" / "data"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -124,10 +125,16 @@ def _of_number(column: ColumnProfile) -> Cells:
 
 
 def _of_category(column: ColumnProfile) -> Cells:
-    values = sorted((column.counts or {}).items(), key=lambda pair: (-pair[1], pair[0]))
-    alone = CATEGORY_CELLS if len(values) <= CATEGORY_CELLS else CATEGORY_CELLS * 4 // 5
+    counts = column.counts or {}
+    values = sorted(counts, key=lambda value: (-counts[value], value))
+    alone = len(values)
+    if alone > CATEGORY_CELLS:
+        # Who shares a cell must not depend on how often it happened to stand: the rarest of equals stand too rarely all
+        # together, and their sum would move back in every window. So only the clearly frequent ones are taken out.
+        alone = sum(counts[value] * CATEGORY_CELLS >= 2 * column.valid for value in values)
+        values[alone:] = sorted(values[alone:], key=lambda value: (crc32(value.encode()), value))
     shared = CATEGORY_CELLS - alone
-    groups = {value: rank if rank < alone else alone + rank % shared for rank, (value, _) in enumerate(values)}
+    groups = {value: rank if rank < alone else alone + rank % shared for rank, value in enumerate(values)}
     size = (max(groups.values()) + 1 if groups else 0) + 2
     return Cells(False, np.zeros(0), np.zeros(size - 2), groups, column.rest > 0, size)
 

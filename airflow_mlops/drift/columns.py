@@ -70,9 +70,10 @@ def facts(reference: DatasetProfile, current: DatasetProfile, names: Sequence[st
     Args:
         reference: what the columns are held against.
         current: the rows that are judged.
-        names: these columns only, whether they are there or not. Default: all.
+        names: these columns only, whether they are there or not. Default: all but the reference's `others`.
     """
-    wanted = list(names) or list(dict.fromkeys([*reference.columns, *current.columns]))
+    new = [name for name in current.columns if name not in reference.others]
+    wanted = list(names) or list(dict.fromkeys([*reference.columns, *new]))
     return tuple(fact(name, reference.columns.get(name), current.columns.get(name)) for name in wanted)
 
 

@@ -128,7 +128,9 @@ def decide(
     moved = sorted((word for word in words if word.word == "moved"), key=lambda word: -(word.times or 0.0))
     broken = [word for word in words if word.word == "broken"]
     rest = explain.unchanged(
-        sum(word.word == "steady" for word in words), sum(word.word == "not_judged" for word in words)
+        sum(word.word == "steady" for word in words),
+        sum(word.word == "not_judged" for word in words),
+        [fact.name for fact in judged.facts if fact.status == "new"],
     )
     alarm = bool(moved or broken)
     told = judged.threshold, judged.chance

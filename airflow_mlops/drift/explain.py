@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from airflow_mlops.drift.profile import ColumnProfile
+
+_NAMED = 5
 
 
 def number(reference: ColumnProfile, current: ColumnProfile, effect: float, times: float) -> str:
@@ -38,9 +42,12 @@ def chances(times: float) -> str:
     return f"{times:.0f} times what chance gives" if times >= 10 else f"{times:.1f} times what chance gives"
 
 
-def unchanged(steady: int, unjudged: int) -> str:
-    """The columns of which there is nothing to say."""
+def unchanged(steady: int, unjudged: int, new: Sequence[str] = ()) -> str:
+    """The columns of which there is nothing to say, and the names of those that the reference does not have."""
     rest = f", {unjudged} not judged" if unjudged else ""
+    if new:
+        more = f" and {len(new) - _NAMED} more" if len(new) > _NAMED else ""
+        rest += f" (new: {', '.join(new[:_NAMED])}{more})"
     return f"{steady} column{'' if steady == 1 else 's'} unchanged{rest}"
 
 

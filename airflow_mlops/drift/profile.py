@@ -19,8 +19,8 @@ from airflow_mlops.drift.bins import EMPTY, Bins, Integers
 from airflow_mlops.drift.columns import Kind, merged_kind
 from airflow_mlops.errors import DataError
 
-VERSION = 1
-"""The version of the form that is written."""
+VERSION = 2
+"""The version of the form that is written, and of the cells that blocks of time are counted in."""
 MOST_CATEGORIES = 1024
 """Up to so many different values of a column are counted exactly."""
 _MAGIC = b"airflow-mlops profile "
@@ -215,6 +215,8 @@ class DatasetProfile:
     """The column that says when a row happened."""
     blocks: Blocks | None = None
     """Its rows by blocks of time, of a reference that was profiled with a time column."""
+    others: tuple[str, ...] = ()
+    """Columns that its rows have as well, and that nobody compares: the target, say."""
 
     @property
     def time_range(self) -> tuple[datetime, datetime] | None:
@@ -235,7 +237,8 @@ class DatasetProfile:
         for name, column in other.columns.items():
             columns[name] = columns[name].merge(column) if name in columns else column
         time = self.time if self.time == other.time else None
-        return DatasetProfile(self.rows + other.rows, columns, time, blocks)
+        others = tuple(name for name in dict.fromkeys(self.others + other.others) if name not in columns)
+        return DatasetProfile(self.rows + other.rows, columns, time, blocks, others)
 
     def select(self, names: tuple[str, ...]) -> DatasetProfile:
         """The profile of these columns only, and of the time."""
@@ -246,7 +249,7 @@ class DatasetProfile:
         """The profile as bytes: the same for equal profiles."""
         arrays: list[np.ndarray[Any, Any]] = []
         columns = [_head(column, arrays) for column in self.columns.values()]
-        head: dict[str, Any] = {"rows": self.rows, "time": self.time, "columns": columns}
+        head: dict[str, Any] = {"rows": self.rows, "time": self.time, "columns": columns, "others": self.others}
         if self.blocks is not None:
             arrays += [self.blocks.edges, self.blocks.rows, *self.blocks.counts.values()]
             head["blocks"] = {name: counts.shape[1] for name, counts in self.blocks.counts.items()}
@@ -328,4 +331,4 @@ def _read(data: bytes) -> DatasetProfile:
                 for name, wide in head["blocks"].items()
             },
         )
-    return DatasetProfile(head["rows"], columns, head["time"], blocks)
+    return DatasetProfile(head["rows"], columns, head["time"], blocks, tuple(head["others"]))

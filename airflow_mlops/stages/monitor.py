@@ -111,7 +111,6 @@ def compare(call: Call, params: Monitor, champion: Version, registry: str, verdi
         current = current.merge(profile_of(part, store, params.time))
     reference = reference_in(champion.run_id, registry, store)
     rule = params.data_drift
-    rule = rule.model_copy(update={"columns": rule.columns or tuple(reference.columns)})
     together = None
     if rule.multivariate and min(reference.rows, current.rows) >= rule.min_rows:
         rule = rule.model_copy(update={"false_alarm_rate": rule.false_alarm_rate / 2})

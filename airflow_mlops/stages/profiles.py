@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -86,4 +87,5 @@ def reference_of(table: pa.Table, columns: tuple[str, ...], time: str | None) ->
     time = time if time in table.column_names else None
     wanted = [*columns, time] if time else columns
     profile = profile_batches(table.to_batches(), table.schema, wanted, time)
-    return with_blocks(profile, lambda names: table.select(names).to_batches()).select(columns)
+    profile = with_blocks(profile, lambda names: table.select(names).to_batches()).select(columns)
+    return replace(profile, others=tuple(name for name in table.column_names if name not in columns))

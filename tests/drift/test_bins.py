@@ -91,7 +91,9 @@ def test_parts_in_any_order_add_up_to_the_whole(parts: list[tuple[int, float, fl
     wanted = bins_of(whole)
     assert merged.level == wanted.level
     assert (merged.index == wanted.index).all() and (merged.count == wanted.count).all()
-    assert merged.place == pytest.approx(wanted.place, abs=1e-4)
+    # Means are rounded like any sum, which bins of a few neighbouring floats show.
+    allowed = 1e-4 * (wanted.upper - wanted.lower) + 2e-12 * np.abs(wanted.mean)
+    assert (np.abs(merged.mean - wanted.mean) <= allowed).all()
     assert len(merged.index) <= LIMIT and merged.rows == len(whole)
 
 

@@ -73,6 +73,17 @@ def test_many_categories_share_few_cells() -> None:
     assert made.size == CATEGORY_CELLS + 2 and len(made.groups) == 700
 
 
+def test_which_categories_share_a_cell_does_not_follow_their_counts() -> None:
+    names = np.array([f"v{number}" for number in range(200)])
+    often = np.repeat(["often"], 2_000)
+    drawn = [np.random.default_rng(seed).choice(names, 20_000) for seed in (1, 2)]
+    one, other = (cells_of(column(pa.array(np.concatenate([each, often])))).groups for each in drawn)
+    assert one == other and len(one) == 201
+    assert [value for value, cell in one.items() if cell == one["often"]] == ["often"]
+    sizes = np.bincount(list(one.values()))
+    assert len(sizes) == CATEGORY_CELLS and sizes[1:].max() - sizes[1:].min() <= 1
+
+
 @settings(max_examples=100)
 @given(st.integers(0, 2 * 10**15), st.integers(0, 3 * 10**14))
 def test_blocks_cover_the_reference_and_are_few(start: int, length: int) -> None:

@@ -149,6 +149,7 @@ def test_a_column_that_is_new_is_named_and_decides_nothing() -> None:
     more = window().append_column("extra", pa.array(range(1000)))
     decision = decide(window(), more, DataDrift())
     assert decision.status == "ok" and words(decision)["extra"] == "not_judged"
+    assert decision.reasons[0].endswith("1 not judged (new: extra)")
 
 
 def test_numbers_are_numbers_of_any_width() -> None:

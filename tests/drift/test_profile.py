@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -31,7 +33,11 @@ def test_what_is_written_is_read_again() -> None:
         [8, 9, 10, 11],
     ]
     assert found.columns["amount"].bins.mean.tolist() == profile.columns["amount"].bins.mean.tolist()
-    for strange in (profile_of(pa.table({"x": [np.nan, None]})), DatasetProfile(0, {})):
+    for strange in (
+        profile_of(pa.table({"x": [np.nan, None]})),
+        DatasetProfile(0, {}),
+        replace(profile, others=("y",)),
+    ):
         assert DatasetProfile.from_bytes(strange.to_bytes()) == strange
 
 
@@ -48,8 +54,8 @@ def test_a_hundred_columns_are_a_few_hundred_kilobytes() -> None:
 
 def test_what_is_no_profile_is_refused() -> None:
     data = whole().to_bytes()
-    with pytest.raises(DataError, match="ref.bin is of version 7, and this release reads version 1; try: make the"):
-        DatasetProfile.from_bytes(data.replace(b"profile 1\n", b"profile 7\n"), "ref.bin")
+    with pytest.raises(DataError, match="ref.bin is of version 7, and this release reads version 2; try: make the"):
+        DatasetProfile.from_bytes(data.replace(b"profile 2\n", b"profile 7\n"), "ref.bin")
     with pytest.raises(DataError, match="ref.bin is no profile"):
         DatasetProfile.from_bytes(b"PAR1 and so on", "ref.bin")
     for damaged in (data[:-40], data[:200], data[:26] + b"x" * 500, data[:26]):

@@ -93,6 +93,15 @@ def test_a_retry_leaves_one_verdict_and_one_run(unchanged: World) -> None:
     assert len([verdict for verdict in verdicts(unchanged, "2024-02") if verdict["run"] == "twice"]) == 1
 
 
+def test_a_column_that_training_never_saw_is_named_and_its_own_others_are_not(trained: World) -> None:
+    put(trained, "2024-04", toy.rows("2024-04").append_column("promo", pa.array(range(400))))
+    outcome = monitor(trained, "2024-04", "promo")
+    assert outcome.verdict.status == "ok" and "(new: promo)" in outcome.verdict.reasons[0]
+    columns = {column["column"]: column["note"] for column in verdicts(trained, "2024-04")[0]["columns"]}
+    assert columns.keys() == {"amount", "age", "region", "member", "promo"}
+    assert columns["promo"] == "promo is new: the reference does not have it"
+
+
 def test_too_few_rows_are_no_verdict_on_drift(trained: World) -> None:
     put(trained, "2024-05", toy.rows("2024-05", 60, shift=5.0))
     outcome = monitor(trained, "2024-05", "few")
