@@ -10,10 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import drift, rerun, runs, runtime, startup, tune, validation, workers
+from benchmarks import drift, rerun, runs, runtime, sensors, startup, tune, validation, workers
 from benchmarks.table import Table
 
-PARTS = ("import", "parse", "run", "airflow", "rerun", "runtime", "validate", "tune", "drift")
+PARTS = ("import", "parse", "run", "airflow", "rerun", "runtime", "validate", "tune", "drift", "sensors")
 ROWS, QUICK_ROWS = 100_000, 5_000
 TUNE_ROWS = 5_000
 
@@ -62,6 +62,8 @@ def main() -> int:
         if "drift" in parts:
             many = options.rows or (QUICK_ROWS if options.quick else drift.ROWS)
             drift.measure(table, home / "drift", many, drift.MANY_ROWS if options.full else 0)
+        if "sensors" in parts:
+            sensors.measure(table, home / "sensors", 30 if options.quick else sensors.SENSORS)
     print(f"\nload {_load()} at the end, after {time.monotonic() - started:.0f} s\n")
     print(table.text())
     return 0

@@ -1,52 +1,120 @@
-"""Deferred sensors side by side in one event loop, as a triggerer has them: memory of each, and how soon one fires.
+"""Deferred sensors side by side: memory of each in the triggerer, and how soon the data of one leads to its verdict.
 
-Each watches a pipeline of its own in one store on the local disk, a third of them data, a third predictions and a third
-labels. What this leaves out: Airflow's own row and log of a trigger, and the worker that judges when one has fired.
+In one real Airflow: a pipeline is trained, its continuous monitor waits, and beside it wait so many others that its
+triggerer is full. Those are rows of the database as deferred tasks leave them, each in a run of its own, for to defer a
+thousand tasks takes a thousand workers. Each looks for a pipeline of its own in one store on the local disk, a third of
+them for data, a third for predictions and a third for labels.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
+import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from benchmarks.cost import MIB
+from airflow_mlops.call.store import Store
+from airflow_mlops.cli.services import Services
+from airflow_mlops.registry.ledger import Ledger
+from airflow_mlops.registry.verdicts import Verdicts
+from airflow_mlops.spec.pipeline import Monitor
+from airflow_mlops.triggers.window import WindowTrigger
+from benchmarks.cost import MIB, compiled, python
+from benchmarks.data import DAG_FILE
 from benchmarks.table import Row, Table
 
 SENSORS = 1000
+"""As many as one triggerer takes by Airflow's default."""
+POLL = Monitor().poll.total_seconds()
 _MOST_MIB, _MOST_SECONDS = 1.0, 10.0
-_POLL = 5.0
+_MODEL = "watched"
+_DECLARATION = f"""\
+name: {_MODEL}
+data: {{source: "data/{{window}}.parquet", target: y, window: month}}
+train: {{estimator: sklearn.linear_model.LogisticRegression}}
+evaluate: {{plots: false}}
+monitor: {{schedule: "@continuous"}}
+"""
+_CROWD = """\
+from airflow.sdk import DAG
+from airflow.providers.standard.operators.empty import EmptyOperator
+
+with DAG("crowd", schedule=None, is_paused_upon_creation=True):
+    EmptyOperator(task_id="sensor")
+"""
+_DEFER = """
+import json, sys
+from datetime import datetime, timezone
+from airflow.models.serialized_dag import SerializedDagModel
+from airflow.models.trigger import Trigger
+from airflow.utils.session import create_session
+from airflow.utils.state import DagRunState
+from airflow.utils.types import DagRunTriggeredByType, DagRunType
+from airflow_mlops.triggers.window import WindowTrigger
+with create_session() as session:
+    dag, now = SerializedDagModel.get_dag("crowd", session=session), datetime.now(timezone.utc)
+    for number, arguments in enumerate(json.loads(open(sys.argv[1]).read())):
+        run = dag.create_dagrun(
+            run_id=f"run-{number}", run_after=now, run_type=DagRunType.MANUAL, state=DagRunState.QUEUED,
+            triggered_by=DagRunTriggeredByType.TEST, session=session,
+        )
+        (task,) = run.get_task_instances(session=session)
+        trigger = Trigger.from_object(WindowTrigger(**arguments))
+        session.add(trigger)
+        session.flush()
+        task.trigger_id, task.state, task.next_method, task.next_kwargs = trigger.id, "deferred", "resume", {}
+"""
+_RUNNING = """
+from airflow.models.trigger import Trigger
+from airflow.utils.session import create_session
+from sqlalchemy import func, select
+with create_session() as session:
+    print(session.scalar(select(func.count(Trigger.id)).where(Trigger.triggerer_id.is_not(None))))
+"""
 
 
-def measure(table: Table, home: Path, count: int = SENSORS, poll: float = _POLL) -> None:
-    """Let so many wait, and bring the data of one, in a process of its own."""
-    from benchmarks.cost import compiled, python
-
-    home.mkdir(parents=True, exist_ok=True)
-    arguments = ("-m", "benchmarks.sensors", str(home), "--count", str(count), "--poll", str(poll))
-    root = Path(__file__).parents[1]
-    found = json.loads(python(*arguments, environment=compiled(None), cwd=root)[1].splitlines()[-1])
-    each, soon = found["bytes"] / MIB / count, found["seconds"]
+def measure(table: Table, home: Path, count: int = SENSORS) -> None:
+    """Let so many wait in a real triggerer, and bring the data of one."""
+    dags = home / "dags"
+    (dags / "data").mkdir(parents=True)
+    (dags / "watched.yaml").write_text(_DECLARATION)
+    (dags / "watched_dags.py").write_text(DAG_FILE.format(pattern="watched.yaml"))
+    (dags / "crowd.py").write_text(_CROWD)
+    with Services(home, dags, environment=compiled(None)) as services:
+        services.start()
+        _train(services)
+        alone, arguments = _memory(services), home / "crowd.json"
+        arguments.write_text(json.dumps([trigger.serialize()[1] for trigger in crowd(home / "crowd", count - 1)]))
+        python("-c", _DEFER, str(arguments), environment=services.environment)
+        services.wait("triggerer", lambda: _running(services) == count, 120)
+        # Each has looked once and once more.
+        time.sleep(3 * POLL)
+        before = _cpu(services)
+        time.sleep(2 * POLL)
+        busy = (_cpu(services) - before) / (2 * POLL)
+        each = (_memory(services) - alone) / MIB / (count - 1)
+        soon = _verdict_after(services)
+        still = _running(services)
+    if still < count - 1:
+        raise RuntimeError(f"{count - 1 - still} fired that had nothing to fire for")
     table.add(
         Row(f"{count:,} deferred sensors: memory of each", f"{each:.3f} MiB", "", "", "< 1 MiB", each < _MOST_MIB)
     )
-    table.add(Row("  data comes -> its trigger fires", f"{soon:.1f} s", "", "", "< 10 s", soon < _MOST_SECONDS))
-    table.add(Row("  all of them, waiting", f"{found['cpu']:.1%} of a core"))
+    table.add(Row("  all of them, waiting", f"{busy:.0%} of a core"))
+    table.add(Row("  data comes -> its verdict is kept", f"{soon:.1f} s", "", "", "< 10 s", soon < _MOST_SECONDS))
 
 
-def triggers(home: Path, count: int, poll: float) -> list[Any]:
+def crowd(home: Path, count: int) -> list[WindowTrigger]:
     """Triggers of sensors that wait for February; each model's champion was trained on January."""
-    from airflow_mlops.call.store import Store
-    from airflow_mlops.registry.ledger import Ledger
-    from airflow_mlops.triggers.window import WindowTrigger
-
     store, made = Store(str(home / "store")), []
     for number in range(count):
         name = f"model-{number:04}"
@@ -62,54 +130,76 @@ def triggers(home: Path, count: int, poll: float) -> list[Any]:
         else:
             labels = f"{home}/labels/{name}/{{window}}.parquet"
             arguments |= {"sensor": "performance", "predictions": predictions, "labels": labels}
-        made.append(WindowTrigger(arguments, poll))
+        made.append(WindowTrigger(arguments, POLL))
     return made
 
 
-async def wait(home: Path, count: int, poll: float) -> dict[str, float]:
-    """Let all wait for two intervals, then bring the data of the first."""
-    process = psutil.Process()
-    triggers(home / "warm", 3, poll)  # what is imported counts for nobody
-    before = process.memory_info().rss
-    made = triggers(home, count, poll)
+def _train(services: Services) -> None:
+    """Train on January, and let the monitor wait for February in the triggerer."""
+    _arrive(services, "2024-01")
+    wanted = {"crowd", f"{_MODEL}.train", f"{_MODEL}.monitor"}
+    services.wait("dag-processor", lambda: wanted <= {dag["dag_id"] for dag in _dags(services)}, 180)
+    run = services.trigger(f"{_MODEL}.train", {"window": "2024-01"})
+    services.wait("scheduler", lambda: services.runs(f"{_MODEL}.train")[-1]["state"] in ("success", "failed"), 300)
+    if Ledger(Store(str(services.store)), _MODEL).champion() is None:
+        raise RuntimeError(services.task_log(f"{_MODEL}.train", run, "train"))
+    services.wait("triggerer", lambda: _running(services) == 1, 120)
+    time.sleep(2 * POLL)
 
-    async def first(trigger: Any) -> Any:
-        async for event in trigger.run():
-            return event.payload
-        return None
 
-    tasks = [asyncio.create_task(first(trigger)) for trigger in made]
-    spent, started = sum(process.cpu_times()[:2]), time.monotonic()
-    await asyncio.sleep(2 * poll)
-    busy = (sum(process.cpu_times()[:2]) - spent) / (time.monotonic() - started)
-    after = process.memory_info().rss
-    file = home / "data" / "model-0000" / "2024-02.parquet"
-    file.parent.mkdir(parents=True)
-    file.touch()
+def _dags(services: Services) -> Any:
+    return services.airflow("GET", "dags?limit=10")["dags"]
+
+
+def _arrive(services: Services, month: str) -> None:
+    random = np.random.default_rng(int(month[-2:]))
+    numbers = random.normal(size=(2000, 4))
+    columns: dict[str, Any] = {f"n{index}": numbers[:, index] for index in range(4)}
+    file = services.dags / "data" / f".{month}"
+    pq.write_table(pa.table({**columns, "y": (numbers[:, 0] + random.normal(size=2000) > 0).astype("int64")}), file)
+    file.rename(file.with_name(f"{month}.parquet"))
+
+
+def _verdict_after(services: Services) -> float:
+    """The seconds from the arrival of February to its verdict in the store."""
+    verdicts = Verdicts(Store(str(services.store)), _MODEL, "data_drift")
+    _arrive(services, "2024-02")
     came = time.monotonic()
-    payload = await asyncio.wait_for(tasks[0], 60)
-    seconds = time.monotonic() - came
-    if payload != {"window": "2024-02"} or any(task.done() for task in tasks[1:]):
-        raise RuntimeError(f"the wrong one fired: {payload}")
-    for task in tasks[1:]:
-        task.cancel()
-    return {"bytes": float(after - before), "seconds": seconds, "cpu": busy}
+    while not verdicts.windows():
+        services.check()
+        if time.monotonic() - came > 300:
+            raise RuntimeError(f"no verdict:\n{services.tail('triggerer')}")
+        time.sleep(0.05)
+    return time.monotonic() - came
+
+
+def _running(services: Services) -> int:
+    return int(python("-c", _RUNNING, environment=services.environment)[1].split()[-1])
+
+
+def _triggerer(services: Services) -> list[psutil.Process]:
+    root = psutil.Process(services.pid("triggerer"))
+    return [root, *root.children(recursive=True)]
+
+
+def _memory(services: Services) -> int:
+    return sum(process.memory_full_info().uss for process in _triggerer(services))
+
+
+def _cpu(services: Services) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in _triggerer(services))
 
 
 def main() -> int:
-    """Measure in this process, and print it as JSON."""
+    """Measure, and print a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sensors", description=__doc__)
-    parser.add_argument("home", nargs="?", type=Path, help="where to work (default: a temporary folder, and a table)")
     parser.add_argument("--count", type=int, default=SENSORS)
-    parser.add_argument("--poll", type=float, default=_POLL, help="seconds between two looks of each")
     options = parser.parse_args()
-    if options.home is None:
-        with tempfile.TemporaryDirectory(prefix="airflow-mlops-benchmark-") as home:
-            table = Table()
-            measure(table, Path(home), options.count, options.poll)
-            print(table.text())
-        return 0
-    print(json.dumps(asyncio.run(wait(options.home, options.count, options.poll))))
+    print(f"load {' '.join(f'{each:.1f}' for each in os.getloadavg())}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="airflow-mlops-benchmark-") as home:
+        table = Table()
+        measure(table, Path(home), options.count)
+        print(f"load {' '.join(f'{each:.1f}' for each in os.getloadavg())}\n{table.text()}")
     return 0
 
 

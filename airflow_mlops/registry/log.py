@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -33,14 +34,19 @@ class AppendLog:
         newest = max((int(name[:-5]) for name in self.store.names(*self.place) if _NAME.fullmatch(name)), default=0)
         # A folder that is listed while others write may lack a name that comes before one that it has.
         unread = [_name(number) for number in range(len(self._read) + 1, newest + 1)]
-        # An object store takes its time for each file: it is asked for many at once.
-        with ThreadPoolExecutor(1 if self.store.local else _AT_ONCE) as pool:
-            found = list(pool.map(lambda name: self.store.read_json(*self.place, name), unread))
+        found: Iterable[Any] = map(self._entry, unread)
+        if unread and not self.store.local:
+            # An object store takes its time for each file: it is asked for many at once.
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                found = list(pool.map(self._entry, unread))
         for name, entry in zip(unread, found, strict=True):
             if entry is None:
                 raise StoreError(f"{self.store.uri(*self.place, name)} was removed", fix="restore it from a backup")
             self._read.append(entry)
         return list(self._read)
+
+    def _entry(self, name: str) -> Any:
+        return self.store.read_json(*self.place, name)
 
     def append(self, number: int, entry: dict[str, Any]) -> bool:
         """Create entry ``number`` unless somebody has; say whether it was created."""

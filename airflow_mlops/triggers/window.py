@@ -34,6 +34,7 @@ def arrived_window(
     run: str,
     window: str | None = None,
     settle: str = "0s",
+    ledger: Ledger | None = None,
 ) -> Window | None:
     """The window that a monitoring run judges, once its data is there; None until then.
 
@@ -44,12 +45,13 @@ def arrived_window(
     :param run: the monitoring run.
     :param window: the key of one window to wait for. Default: the one after all that were judged.
     :param settle: how long after its end a window of a database, or of one file, may still receive rows.
+    :param ledger: the pipeline's, where it was read before. Default: it is read.
     """
     if window:
         chosen: Window | None = parse_key(grain, window)
     else:
         root = Store(store)
-        chosen = next_window(Verdicts(root, pipeline, "data_drift"), Ledger(root, pipeline), grain, run)
+        chosen = next_window(Verdicts(root, pipeline, "data_drift"), ledger or Ledger(root, pipeline), grain, run)
     if chosen is None or not has_arrived(source_from(source), chosen, parse_duration(settle)):
         return None
     return chosen
@@ -66,6 +68,7 @@ def arrived_predictions(
     window: str | None = None,
     labels: str | dict[str, Any] | None = None,
     label_delay: str = "0s",
+    ledger: Ledger | None = None,
 ) -> Window | None:
     """The window of predictions that a run judges, once they, and the labels that it asks for, are there.
 
@@ -78,6 +81,7 @@ def arrived_predictions(
     :param window: the key of one window to wait for. Default: the oldest that was not judged.
     :param labels: where the labels are. Default: none are asked for.
     :param label_delay: how long after a window's end its labels are complete.
+    :param ledger: the pipeline's, where it was read before. Default: it is read.
     """
     root, source, delay = Store(store), source_from(labels) if labels else None, parse_duration(label_delay)
     verdicts = Verdicts(root, pipeline, sensor)
@@ -86,12 +90,13 @@ def arrived_predictions(
         chosen = parse_key(grain, key)
         there = has_arrived(predictions, chosen) and labels_due(source, chosen, delay)
         return chosen if there else None
-    return next_predicted(verdicts, Ledger(root, pipeline), predictions, grain, source, delay)
+    return next_predicted(verdicts, ledger or Ledger(root, pipeline), predictions, grain, source, delay)
 
 
-def arrived(arguments: dict[str, Any]) -> Window | None:
+def arrived(arguments: dict[str, Any], ledger: Ledger | None = None) -> Window | None:
     """The window that may be judged now, by the arguments of `arrived_window` or `arrived_predictions`."""
-    return arrived_predictions(**arguments) if "predictions" in arguments else arrived_window(**arguments)
+    look = arrived_predictions if "predictions" in arguments else arrived_window
+    return look(**arguments, ledger=ledger)
 
 
 class WindowTrigger(BaseTrigger):
@@ -114,11 +119,14 @@ class WindowTrigger(BaseTrigger):
         """Look for the window's data until it is there."""
         # A triggerer that starts has all its triggers at once: they take their turns within the interval.
         pause = self.poll_interval * random()  # noqa: S311
+        ledger: Ledger | None = None
         while True:
             await asyncio.sleep(pause)
             pause = self.poll_interval
             try:
-                window = await asyncio.to_thread(arrived, self.arguments)
+                # Its entries never change, so each is read once for all looks.
+                ledger = ledger or Ledger(Store(self.arguments["store"]), self.arguments["pipeline"])
+                window = await asyncio.to_thread(arrived, self.arguments, ledger)
             except MlopsError as error:
                 if error.retryable:
                     self.log.warning("cannot look for data now: %s", error)

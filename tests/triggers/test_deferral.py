@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from airflow_mlops.backends.fake import FakeBackend
+from airflow_mlops.call import Store
 from airflow_mlops.errors import JobCancelledError, JobLostError, MlopsError
+from airflow_mlops.registry.ledger import Ledger
 from airflow_mlops.triggers import JobTrigger, WindowTrigger
 from tests import toy
 from tests.airflow_fixtures import Airflow
@@ -231,3 +233,39 @@ def test_the_window_trigger_leaves_an_error_to_the_worker(tmp_path: Path) -> Non
     }
     payload = asyncio.run(asyncio.wait_for(first_event(WindowTrigger(arguments, 0.1)), 30))
     assert payload == {"window": None}
+
+
+def test_looks_without_end_read_the_ledger_once_and_see_what_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, read = Store(str(tmp_path / "store")), []
+    ledger = Ledger(store, "toy")
+
+    def promote(version: str, before: str | None, window: str) -> None:
+        facts: dict[str, Any] = {"decision": "d", "reasons": (), "run": "r", "window": window}
+        ledger.record("promotion", version=version, champion_before=before, **facts)
+
+    promote("1", None, "2024-01")
+    honest = Store.read_json
+
+    def counted(self: Store, *parts: str) -> Any:
+        if parts[0] == "ledger":
+            read.append(parts[-1])
+        return honest(self, *parts)
+
+    monkeypatch.setattr(Store, "read_json", counted)
+    arguments = {"store": store.root, "pipeline": "toy", "source": f"{tmp_path}/{{window}}.csv", "grain": "month"}
+    trigger = WindowTrigger({**arguments, "run": "r"}, 0.05)
+
+    async def watch() -> Any:
+        fired = asyncio.create_task(first_event(trigger))
+        await asyncio.sleep(0.5)
+        # A new champion has seen February and March.
+        await asyncio.to_thread(promote, "2", "1", "2024-03")
+        (tmp_path / "2024-04.csv").touch()
+        return await asyncio.wait_for(fired, 30)
+
+    assert asyncio.run(watch()) == {"window": "2024-04"}
+    looked = [name for name in read if name == "00000001.json"]
+    # The trigger reads the first entry once; the one who promotes does as well.
+    assert 1 <= len(looked) <= 2
