@@ -72,6 +72,7 @@ with create_session() as session:
         session.add(trigger)
         session.flush()
         task.trigger_id, task.state, task.next_method, task.next_kwargs = trigger.id, "deferred", "resume", {}
+        session.commit()  # the scheduler gives up where SQLite is locked for long
 """
 _RUNNING = """
 from airflow.models.trigger import Trigger
