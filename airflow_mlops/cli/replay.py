@@ -85,10 +85,10 @@ def replay(options: argparse.Namespace, state: Path) -> int:
         "from": windows[0].key,
         "to": windows[-1].key,
         "start": start.key,
-        "policies": [_as_json(each, advice) for each in walks],
+        "policies": [{**_as_json(each, advice), "what": _what(each.policy)} for each in walks],
         "recommended": {
             "policy": advice.policy,
-            "reason": advice.reason,
+            "reasons": list(advice.reasons),
             "settings": settings[advice.policy or _UNDECIDED],
         },
         "notes": notes,
@@ -223,6 +223,17 @@ def _notes(declaration: Declaration) -> list[str]:
     return notes
 
 
+def _what(policy: str) -> str:
+    """A policy in words."""
+    told = {
+        "declared": "what the declaration says, as if it were switched on",
+        "never": "the first champion stays",
+        "evidently": "whenever Evidently's default preset finds half of the columns drifted",
+        "ours": "on drift by the default rule, within the default limits",
+    }
+    return told.get(policy, "on every window as it is complete")
+
+
 def _as_json(walked: Walk, advice: Advice) -> dict[str, Any]:
     standing: Standing | None = next((each for each in advice.standings if each.policy == walked.policy), None)
     return {
@@ -267,8 +278,12 @@ def as_text(found: dict[str, Any]) -> str:
     advised = found["recommended"]
     lines += [
         "",
-        f"recommended: {advised['policy'] or 'nothing yet'}; {advised['reason']}",
+        f"recommended: {advised['policy'] or 'nothing yet'}",
+        *(f"- {reason}" for reason in advised["reasons"]),
+        "",
+        "to declare it, in place of schedule, monitor and retrain:",
         *(f"  {line}" for line in advised["settings"].splitlines()),
+        "",
         *(f"note: {note}" for note in found["notes"]),
     ]
     return "\n".join(lines)

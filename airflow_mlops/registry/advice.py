@@ -64,7 +64,8 @@ class Advice(NamedTuple):
 
     policy: str | None
     """The policy to choose; None where history is too short to tell."""
-    reason: str
+    reasons: tuple[str, ...]
+    """What it did, and what the others did."""
     standings: tuple[Standing, ...]
 
 
@@ -97,7 +98,7 @@ def advise(walks: Sequence[Walk], *, more_is_better: bool, settings: Sequence[st
     sign = 1.0 if more_is_better else -1.0
     whole = [at for at in range(len(walks[0].days)) if all(walk.values[at] is not None for walk in walks)]
     if not whole:
-        return Advice(None, "the metric is not defined on any window for every policy", ())
+        return Advice(None, ("the metric is not defined on any window for every policy",), ())
     values = {walk.policy: [float(walk.values[at] or 0.0) for at in whole] for walk in walks}
     keys = [walks[0].days[at].window for at in whole]
     choice = [walk for walk in walks if walk.policy in settings]
@@ -110,14 +111,16 @@ def advise(walks: Sequence[Walk], *, more_is_better: bool, settings: Sequence[st
     chosen = min(fit, key=lambda walk: (len(walk.attempts), round(walk.cpu, 6)))
     if not any(standing.differing for standing in told if standing.policy in settings):
         same = f"all gave the same models or the same metric on these {len(whole)} windows"
-        return Advice(chosen.policy, f"{same}, and this is the cheapest", told)
+        return Advice(chosen.policy, (f"{same}, and this is the cheapest",), told)
     standing = standings[chosen.policy]
     if chosen is not best and 0 < standing.differing < FEWEST:
         return Advice(
             None,
-            f"history is too short: {best.policy} did best (mean {standing.mean + sign * standing.behind:.4f}), "
-            f"{chosen.policy} is cheaper (mean {standing.mean:.4f}), and they differ on {standing.differing} windows; "
-            f"fewer than {FEWEST} cannot tell a difference from chance",
+            (
+                f"history is too short: {best.policy} did best (mean {standing.mean + sign * standing.behind:.4f}), "
+                f"{chosen.policy} is cheaper (mean {standing.mean:.4f}), and they differ on {standing.differing} "
+                f"windows; fewer than {FEWEST} cannot tell a difference from chance",
+            ),
             told,
         )
     return Advice(chosen.policy, _reason(chosen, best, choice, standings), told)
@@ -143,7 +146,7 @@ def _standing(policy: str, values: list[float], best: list[float], keys: list[st
     )
 
 
-def _reason(chosen: Walk, best: Walk, choice: Sequence[Walk], standings: dict[str, Standing]) -> str:
+def _reason(chosen: Walk, best: Walk, choice: Sequence[Walk], standings: dict[str, Standing]) -> tuple[str, ...]:
     own = standings[chosen.policy]
     trained = len(chosen.attempts)
     parts = []
@@ -165,7 +168,7 @@ def _reason(chosen: Walk, best: Walk, choice: Sequence[Walk], standings: dict[st
             )
         elif len(walk.attempts) > trained:
             parts.append(f"{walk.policy} is no better and takes {_trainings(len(walk.attempts))}")
-    return "; ".join(parts)
+    return tuple(parts)
 
 
 def _trainings(count: int) -> str:

@@ -9,15 +9,12 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import tempfile
-import time
-import warnings
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from airflow_mlops.call.key import components_of, key_of
 from airflow_mlops.call.store import Store
@@ -28,6 +25,7 @@ from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.spec.stages import Evaluate, Extract, Monitor, ValidateModel
 from airflow_mlops.spec.window import Window
 from airflow_mlops.stages.evaluate import champion_scores
+from airflow_mlops.stages.evidently_preset import preset, warm
 from airflow_mlops.stages.extract import extract
 from airflow_mlops.stages.model_io import loaded, read_facts
 from airflow_mlops.stages.monitor import compare
@@ -185,7 +183,7 @@ class Evidently:
         if kept is None:
             if self._pool is None:
                 context = multiprocessing.get_context("spawn")
-                self._pool = ProcessPoolExecutor(1, context, initializer=_warm)
+                self._pool = ProcessPoolExecutor(1, context, initializer=warm)
             try:
                 kept = self._pool.submit(preset, str(store.fetch(model.rows)), str(store.fetch(ref)), columns).result()
             except BrokenProcessPool:
@@ -198,44 +196,3 @@ class Evidently:
         """End its process."""
         if self._pool is not None:
             self._pool.shutdown()
-
-
-def _warm() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import evidently.presets  # noqa: F401 - its import is not part of the cost
-
-
-def preset(reference: str, current: str, columns: list[str]) -> dict[str, Any]:
-    """Evidently's ``DataDriftPreset`` with all its defaults on two Parquet files."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from evidently import Report
-        from evidently.presets import DataDriftPreset
-
-        started = time.process_time()
-        try:
-            sides = [pq.read_table(file, columns=columns).to_pandas() for file in (current, reference)]
-            found = Report([DataDriftPreset()]).run(*sides).dict()["metrics"]
-        except Exception as error:
-            said = f"{type(error).__name__}: {error}"
-            return {"drift": False, "share": None, "columns": [], "cpu": time.process_time() - started, "failed": said}
-        count = found[0]["value"]
-        moved = [
-            each["config"]["column"]
-            for each in found[1:]
-            if _drifted(each["value"], each["config"]["threshold"], each["config"]["method"])
-        ]
-        share = float(count["share"])
-        # The preset's own rule: as many columns as its drift_share, half of them by default.
-        return {
-            "drift": share >= float(found[0]["config"].get("drift_share", 0.5)),
-            "share": share,
-            "columns": moved,
-            "cpu": time.process_time() - started,
-            "failed": None,
-        }
-
-
-def _drifted(value: float, threshold: float, method: str) -> bool:
-    return value < threshold if "p_value" in method else value >= threshold

@@ -39,7 +39,8 @@ def write(found: dict[str, Any], file: Path) -> None:
 def page_of(found: dict[str, Any]) -> Document:
     """The page as a document."""
     advised = found["recommended"]
-    head = ["policy", "alarms", "trained", "accepted", f"mean {found['metric']}", "spread", "worst", "training CPU s"]
+    metric = f"mean {found['metric']}"
+    head = ["policy", "retrains", "alarms", "trained", "accepted", metric, "spread", "worst", "training CPU s"]
     rows = []
     for each in found["policies"]:
         standing = each["standing"]
@@ -49,27 +50,43 @@ def page_of(found: dict[str, Any]) -> Document:
             else ["-"] * 3
         )
         counts = [str(each["alarms"]), str(len(each["trainings"])), str(each["accepted"])]
-        rows.append([each["policy"], *counts, *told, f"{each['training_cpu_seconds']:.1f}"])
+        rows.append([each["policy"], each["what"], *counts, *told, f"{each['training_cpu_seconds']:.1f}"])
     trainings = [
         [each["policy"], one["window"], "accepted" if one["accepted"] else "turned away", one["why"], one["said"]]
         for each in found["policies"]
         for one in each["trainings"]
     ]
+    served = [
+        [day["window"], *(_value(each["windows"][at]) for each in found["policies"])]
+        for at, day in enumerate(found["policies"][0]["windows"])
+    ]
+    names = [each["policy"] for each in found["policies"]]
     title = f"{found['metric']} of the champion of the moment"
     return Document(
         f"Replay of {found['pipeline']}, {found['from']} to {found['to']}",
         [
-            Text(f"Recommended: {advised['policy'] or 'nothing yet'}. {advised['reason']}."),
+            Text(f"Recommended: {advised['policy'] or 'nothing yet'}."),
+            Bullets(advised["reasons"]),
+            Text("To declare it, in place of schedule, monitor and retrain:"),
             Code(advised["settings"]),
         ],
         [
-            Section("Policies", [Table(head, rows), Figure(title, "metric.png", plot(found))]),
+            Section("Policies", [Table(head, rows, words=2)]),
+            Section(
+                f"{title} (! an alarm when the window was complete)",
+                [Figure(title, "metric.png", plot(found)), Table(["window", *names], served)],
+            ),
             Section(
                 "Trainings", [Table(["policy", "window", "gate", "asked by", "what the gate said"], trainings, words=5)]
             ),
             *([Section("Notes", [Bullets(found["notes"])])] if found["notes"] else ()),
         ],
     )
+
+
+def _value(day: dict[str, Any]) -> str:
+    value = "-" if day["value"] is None else f"{day['value']:.4f}"
+    return f"{value} !" if day["alarm"] else value
 
 
 def plot(found: dict[str, Any]) -> bytes:

@@ -27,7 +27,7 @@ from tests import toy
 from tests.toy import World
 
 KEYS = ("2024-01", "2024-02", "2024-03", "2024-04", "2024-05")
-WORDS = ("replay", "toy.yaml", "--from", "2024-02", "--to", "2024-05")
+WORDS = ("replay", "toy.yaml", "--from", "2024-02", "--to", "2024-04")
 
 
 def history(folder: Path, **sections: Any) -> Declaration:
@@ -91,13 +91,13 @@ def test_a_jump_is_met_by_retraining(replayed: Replayed) -> None:
     policies = by_name(replayed.first)
     assert list(policies) == ["declared", "never", "every month", "evidently", "ours"]
     served = {name: [day["served"] for day in each["windows"]] for name, each in policies.items()}
-    assert served["never"] == ["2024-01"] * 4
-    assert served["ours"] == served["declared"] == ["2024-01", "2024-01", "2024-03", "2024-03"]
+    assert served["never"] == ["2024-01"] * 3
+    assert served["ours"] == served["declared"] == ["2024-01", "2024-01", "2024-03"]
     assert [each["window"] for each in policies["ours"]["trainings"]] == ["2024-03"]
     values = {name: [day["value"] for day in each["windows"]] for name, each in policies.items()}
     # Before the jump all are the same model, and after it only who has retrained knows better.
     assert values["ours"][:2] == values["never"][:2]
-    assert all(mine > old + 0.1 for mine, old in zip(values["ours"][2:], values["never"][2:], strict=True))
+    assert values["ours"][2] > values["never"][2] + 0.1
     assert policies["ours"]["training_cpu_seconds"] > 0
 
 

@@ -216,7 +216,7 @@ def test_the_sign_flip_of_many_is_drawn_and_of_none_says_nothing() -> None:
 
 def choose(*walks: Walk, more_is_better: bool = True) -> tuple[str | None, str]:
     advice = advise(walks, more_is_better=more_is_better, settings=[each.policy for each in walks])
-    return advice.policy, advice.reason
+    return advice.policy, "; ".join(advice.reasons)
 
 
 def test_the_cheapest_is_chosen_that_history_does_not_show_to_be_worse() -> None:
