@@ -94,7 +94,10 @@ def test_scores_that_moved_ask_by_their_own_word(watched: Airflow) -> None:
     assert "probability" in found["verdict"]["reasons"][0]
     (recorded,) = watched.requests()
     assert (recorded.request.trigger, recorded.request.window.key) == ("prediction_drift", "2024-03")
-    assert [event["asset"] for event in run.events] == [f"x-mlops://{watched.name}/retrain"]
+    (event,) = run.events
+    assert event["asset"] == f"x-mlops://{watched.name}/retrain"
+    assert (event["extra"]["request"], event["extra"]["window"]) == (recorded.request.id, "2024-03")
+    assert "probability moved" in event["extra"]["reason"]
 
 
 def test_the_sensor_waits_for_predictions_through_its_trigger(airflow: Airflow) -> None:
@@ -143,7 +146,10 @@ def test_a_drop_asks_once_and_the_reason_holds_the_numbers(watched: Airflow) -> 
     assert measured["limit"] == 0.05 < low < measured["loss"] < high
     (recorded,) = watched.requests()
     assert (recorded.request.trigger, recorded.request.window.key) == ("performance", "2024-02")
-    assert f"{measured['promoted']:.4f}" in recorded.request.reason
+    (event,) = run.events
+    assert event["extra"]["request"] == recorded.request.id
+    for reason in (recorded.request.reason, event["extra"]["reason"]):
+        assert f"{measured['promoted']:.4f}" in reason and f"from {low:+.4f} to {high:+.4f}" in reason
 
     # Cleared, it judges the same window again and leaves what it left.
     again = watched.clear("monitor_performance", run.run_id, "performance")
