@@ -27,7 +27,6 @@ from airflow_mlops.cli.services import Services
 from airflow_mlops.registry.ledger import Ledger
 from airflow_mlops.registry.verdicts import Verdicts
 from airflow_mlops.spec.pipeline import Monitor
-from airflow_mlops.triggers.window import WindowTrigger
 from benchmarks.cost import MIB, compiled, python
 from benchmarks.data import DAG_FILE
 from benchmarks.table import Row, Table
@@ -94,7 +93,7 @@ def measure(table: Table, home: Path, count: int = SENSORS) -> None:
         services.start()
         _train(services)
         alone, arguments = _memory(services), home / "crowd.json"
-        arguments.write_text(json.dumps([trigger.serialize()[1] for trigger in crowd(home / "crowd", count - 1)]))
+        arguments.write_text(json.dumps(crowd(home / "crowd", count - 1)))
         python("-c", _DEFER, str(arguments), environment=services.environment)
         services.wait("triggerer", lambda: _running(services) == count, 120)
         # Each has looked once and once more.
@@ -114,8 +113,8 @@ def measure(table: Table, home: Path, count: int = SENSORS) -> None:
     table.add(Row("  data comes -> its verdict is kept", f"{soon:.1f} s", "", "", "< 10 s", soon < _MOST_SECONDS))
 
 
-def crowd(home: Path, count: int) -> list[WindowTrigger]:
-    """Triggers of sensors that wait for February; each model's champion was trained on January."""
+def crowd(home: Path, count: int) -> list[dict[str, Any]]:
+    """What triggers that wait for February are made with; each model's champion was trained on January."""
     store, made = Store(str(home / "store")), []
     for number in range(count):
         name = f"model-{number:04}"
@@ -131,7 +130,7 @@ def crowd(home: Path, count: int) -> list[WindowTrigger]:
         else:
             labels = f"{home}/labels/{name}/{{window}}.parquet"
             arguments |= {"sensor": "performance", "predictions": predictions, "labels": labels}
-        made.append(WindowTrigger(arguments, POLL))
+        made.append({"arguments": arguments, "poll_interval": POLL})
     return made
 
 
