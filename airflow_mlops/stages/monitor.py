@@ -15,26 +15,24 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from airflow_mlops.call.store import Store, digest_of_file
-from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, Verdict, digest_of
+from airflow_mlops.call.store import Store
+from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, digest_of
 from airflow_mlops.drift.columns import facts
 from airflow_mlops.drift.decide import ColumnDrift, Decision, Past, decide
 from airflow_mlops.drift.profile import DatasetProfile
 from airflow_mlops.errors import DataNotFoundError, SchemaError
 from airflow_mlops.registry.mlflow_api import Version, pointed_at
-from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
+from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.registry.verdicts import NO_WINDOW, Verdicts
 from airflow_mlops.spec.pipeline import WindowDrift
 from airflow_mlops.spec.stages import Monitor
 from airflow_mlops.spec.window import Grain, Window, last_windows, parse_key
 from airflow_mlops.stages.extract import extract_parts
-from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.profiles import profile_of, reference_in
 from airflow_mlops.stages.tables import read_table
+from airflow_mlops.stages.verdict import said_of, tell_drift
 
 log = logging.getLogger(__name__)
-
-REPORT = "report.html"
 
 
 class Told(Protocol):
@@ -50,7 +48,7 @@ class Told(Protocol):
 class Compared(NamedTuple):
     """A window held against a champion's reference."""
 
-    verdict: dict[str, Any]
+    said: dict[str, Any]
     """What was found, as it is kept."""
     decision: Decision
     sides: tuple[DatasetProfile, DatasetProfile]
@@ -62,32 +60,8 @@ def run(call: Call, params: Monitor, store: Store) -> Outcome:
     registry = ModelRegistry.of(call, store)
     champion = registry.need_champion()
     verdicts = Verdicts(store, call.pipeline, "data_drift")
-    verdict, decision, sides = compare(call, params, champion, registry.ref.uri, verdicts, store)
-    moved, rows = verdict["moved"], verdict["rows"]
-    written = store.put_json(verdict, "verdict")
-    run_id = registry.run_of(
-        call, tags={"mlops.kind": "monitor", "mlops.pipeline": call.pipeline, "mlops.champion": champion.version}
-    )
-    registry.api.log_text(run_id, "verdict.json", json.dumps(verdict, indent=1))
-    report = report_of(run_id, sides, decision, registry) if decision.alarm else None
-    registry.api.log(run_id, metrics=metrics_of(decision, rows), tags=tags_of(call, decision))
-    registry.api.end_run(run_id, "FINISHED")
-    url = registry.run_url(run_id)
-    report_url = registry.run_url(run_id, REPORT) if report else None
-    verdicts.record(call, {**verdict, "mlflow_url": url, "report_url": report_url})
-    return outcome_of(
-        call,
-        outputs={"verdict": written, **({"report": report} if report else {})},
-        metrics={"rows": float(rows), "columns_moved": float(len(moved))},
-        verdict=Verdict(status=decision.status, reasons=decision.reasons),
-        info={
-            "champion": champion.version,
-            "run_id": run_id,
-            "moved": ", ".join(moved),
-            "mlflow_url": url,
-            "report_url": report_url,
-        },
-    )
+    said, decision, sides = compare(call, params, champion, registry.ref.uri, verdicts, store)
+    return tell_drift(call, store, registry, said, decision, sides)
 
 
 def compare(call: Call, params: Monitor, champion: Version, registry: str, verdicts: Told, store: Store) -> Compared:
@@ -120,19 +94,9 @@ def compare(call: Call, params: Monitor, champion: Version, registry: str, verdi
     past = past_of(verdicts, params.data_drift, call.window, params.grain, params.last, champion.version)
     decision = decide(reference, current, rule, past, _span(call, params), together)
     require_form(decision)
-    verdict = {
-        "status": decision.status,
-        "reasons": list(decision.reasons),
-        "moved": [column.column for column in decision.columns if column.word == "moved"],
-        "alarm": decision.alarm,
-        "columns": [column._asdict() for column in decision.columns],
-        "threshold": decision.threshold,
-        "null": decision.null,
-        "rows": current.rows,
-        "data": parts[0].digest if len(parts) == 1 else digest_of([part.digest for part in parts]),
-        "champion": champion.version,
-    }
-    return Compared(verdict, decision, (reference, current))
+    data = parts[0].digest if len(parts) == 1 else digest_of([part.digest for part in parts])
+    said = {**said_of(decision, current.rows, champion.version), "data": data}
+    return Compared(said, decision, (reference, current))
 
 
 def _training_rows(run_id: str, registry: str, store: Store) -> pa.Table | None:
@@ -207,35 +171,3 @@ def require_form(decision: Decision) -> None:
             f"the window has not the form of the reference: {'; '.join(broken)}",
             fix="mend the data at its source, or train a model on data of this form",
         )
-
-
-def report_of(
-    run_id: str, sides: tuple[DatasetProfile, DatasetProfile], decision: Decision, registry: ModelRegistry
-) -> ArtifactRef:
-    """Evidently's report, logged with the run."""
-    # Evidently takes seconds to import, which a window without an alarm does not pay.
-    from airflow_mlops.drift.report import write_html
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, REPORT)
-        write_html(*sides, decision, file)
-        registry.api.log_text(run_id, REPORT, file.read_text(encoding="utf-8"))
-        return ArtifactRef(uri=f"runs:/{run_id}/{REPORT}", digest=digest_of_file(file), kind="report")
-
-
-def metrics_of(decision: Decision, rows: int) -> dict[str, float]:
-    """What MLflow shows of a decision as numbers."""
-    effects = {f"effect.{column.column}": column.effect for column in decision.columns if column.effect is not None}
-    moved = sum(column.word == "moved" for column in decision.columns)
-    return {"rows": float(rows), "columns_moved": float(moved), **effects}
-
-
-def tags_of(call: Call, decision: Decision) -> dict[str, str]:
-    """What MLflow shows of a decision in words."""
-    sentence = "; ".join(decision.reasons)
-    window = call.window.key if call.window else "all"
-    return {
-        "mlops.verdict": decision.status,
-        "mlops.window": window,
-        NOTE_TAG: f"**{decision.status}** in {window}: {sentence}.",
-    }

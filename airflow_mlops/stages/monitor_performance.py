@@ -8,7 +8,6 @@ the difference's interval lies above the declared loss.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import tempfile
@@ -21,10 +20,10 @@ from scipy import stats
 
 from airflow_mlops.call.source import stamp_of
 from airflow_mlops.call.store import Store
-from airflow_mlops.call.wire import Call, Outcome, Status, Verdict
+from airflow_mlops.call.wire import Call, Outcome, Status
 from airflow_mlops.errors import DataNotFoundError, GateError
 from airflow_mlops.registry.mlflow_api import pointed_at
-from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
+from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.registry.verdicts import Measured, Verdicts, changed_since
 from airflow_mlops.spec.metrics import DEFAULT_METRICS, METRICS
 from airflow_mlops.spec.stages import MonitorPerformance
@@ -33,10 +32,10 @@ from airflow_mlops.stages.extract import extract
 from airflow_mlops.stages.intervals import CONFIDENCE, Estimate, difference, intervals
 from airflow_mlops.stages.labels import Joined, join
 from airflow_mlops.stages.model_io import Facts, read_facts
-from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.predictions import folder_of, predicted, trained_on
 from airflow_mlops.stages.scoring import evaluate
 from airflow_mlops.stages.tables import read_table
+from airflow_mlops.stages.verdict import tell
 
 log = logging.getLogger(__name__)
 
@@ -91,21 +90,7 @@ def run(call: Call, params: MonitorPerformance, store: Store) -> Outcome:
             "labels": state,
             "waits": waits,
         }
-        written = store.put_json(said, "verdict")
-        tags = {"mlops.kind": "performance", "mlops.pipeline": call.pipeline, "mlops.champion": version.version}
-        run_id = registry.run_of(call, suffix="/performance", tags=tags)
-        registry.api.log_text(run_id, "verdict.json", json.dumps(said, indent=1))
-    registry.api.log(run_id, metrics=_metrics(measured), tags=_tags(call, status, reasons))
-    registry.api.end_run(run_id, "FINISHED")
-    url = registry.run_url(run_id)
-    verdicts.record(call, {**said, "mlflow_url": url})
-    return outcome_of(
-        call,
-        outputs={"verdict": written},
-        metrics=_metrics(measured),
-        verdict=Verdict(status=status, reasons=tuple(reasons)),
-        info={"champion": version.version, "run_id": run_id, "mlflow_url": url},
-    )
+    return tell(call, store, registry, said, _metrics(measured))
 
 
 def _labels(call: Call, params: MonitorPerformance, store: Store) -> pa.Table:
@@ -226,12 +211,3 @@ def _metrics(measured: Measured) -> dict[str, float]:
     if measured.loss_interval:
         found |= {"loss.low": measured.loss_interval[0], "loss.high": measured.loss_interval[1]}
     return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
-
-
-def _tags(call: Call, status: str, reasons: list[str]) -> dict[str, str]:
-    window = call.window.key if call.window else "all"
-    return {
-        "mlops.verdict": status,
-        "mlops.window": window,
-        NOTE_TAG: f"**{status}** in {window}: {'; '.join(reasons)}.",
-    }

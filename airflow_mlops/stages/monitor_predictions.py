@@ -5,12 +5,11 @@ No label is needed, so a model that says something else than it used to is seen 
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
 from airflow_mlops.call.store import Store
-from airflow_mlops.call.wire import Call, Outcome, Verdict
+from airflow_mlops.call.wire import Call, Outcome
 from airflow_mlops.drift.collect import profile_batches
 from airflow_mlops.drift.decide import decide
 from airflow_mlops.registry.mlflow_api import pointed_at
@@ -18,17 +17,10 @@ from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.registry.verdicts import Verdicts
 from airflow_mlops.spec.stages import MonitorPredictions
 from airflow_mlops.stages.model_io import read_facts
-from airflow_mlops.stages.monitor import (
-    REPORT,
-    metrics_of,
-    past_of,
-    report_of,
-    require_form,
-    tags_of,
-)
-from airflow_mlops.stages.outcome import outcome_of
+from airflow_mlops.stages.monitor import past_of, require_form
 from airflow_mlops.stages.predictions import REFERENCE, folder_of, predicted, trained_on, watched
 from airflow_mlops.stages.profiles import reference_in
+from airflow_mlops.stages.verdict import said_of, tell_drift
 
 
 def run(call: Call, params: MonitorPredictions, store: Store) -> Outcome:
@@ -63,31 +55,5 @@ def run(call: Call, params: MonitorPredictions, store: Store) -> Outcome:
         status = "warn"
         reasons.append(f"version {version.version} has predicted, and champion {found.served} serves now")
     decision = decision._replace(status=status, reasons=tuple(reasons))
-    moved = [column.column for column in decision.columns if column.word == "moved"]
-    verdict = {
-        "status": decision.status,
-        "reasons": list(decision.reasons),
-        "moved": moved,
-        "alarm": decision.alarm,
-        "columns": [column._asdict() for column in decision.columns],
-        "threshold": decision.threshold,
-        "null": decision.null,
-        "rows": current.rows,
-        "champion": version.version,
-    }
-    written = store.put_json(verdict, "verdict")
-    tags = {"mlops.kind": "prediction_drift", "mlops.pipeline": call.pipeline, "mlops.champion": version.version}
-    run_id = registry.run_of(call, suffix="/prediction_drift", tags=tags)
-    registry.api.log_text(run_id, "verdict.json", json.dumps(verdict, indent=1))
-    report = report_of(run_id, (reference, current), decision, registry) if decision.alarm else None
-    registry.api.log(run_id, metrics=metrics_of(decision, current.rows), tags=tags_of(call, decision))
-    registry.api.end_run(run_id, "FINISHED")
-    url, report_url = registry.run_url(run_id), registry.run_url(run_id, REPORT) if report else None
-    verdicts.record(call, {**verdict, "mlflow_url": url, "report_url": report_url})
-    return outcome_of(
-        call,
-        outputs={"verdict": written, **({"report": report} if report else {})},
-        metrics={"rows": float(current.rows), "columns_moved": float(len(moved))},
-        verdict=Verdict(status=decision.status, reasons=decision.reasons),
-        info={"champion": version.version, "run_id": run_id, "mlflow_url": url, "report_url": report_url},
-    )
+    said = said_of(decision, current.rows, version.version)
+    return tell_drift(call, store, registry, said, decision, (reference, current))

@@ -158,7 +158,7 @@ def drift_of(model: Model, params: Monitor, window: Window, said: Said, store: S
         MlopsError: as monitoring does.
     """
     call = model.call.model_copy(update={"stage": "monitor", "window": window})
-    return compare(call, params, _version(model), _uri(model), said, store).verdict
+    return compare(call, params, _version(model), _uri(model), said, store).said
 
 
 def _version(model: Model) -> Version:
