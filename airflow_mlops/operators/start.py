@@ -32,6 +32,7 @@ class StartRunOperator(BaseOperator):
     It gives ``{"window": ..., "code": ..., "requests": [...]}``, which stage operators take as ``start``. Every retrain
     request that is pending is claimed, whatever the policy holds; but a run that an event started is skipped where none
     may start: it is surplus.
+    The run's window is the newest one asked for, and its own where nobody asks or a schedule's is newer.
     A backfill claims none, and a run whose window was chosen none that asks for a newer one.
 
     :param pipeline: the pipeline's name. Default: the DAG's id.
@@ -87,14 +88,17 @@ class StartRunOperator(BaseOperator):
         answers = self.answers_requests and not is_backfill(context)
         claimed = self._claim(context, Requests(store, name), chosen) if answers else []
         asked = [request.window for request in claimed if request.window is not None]
-        if asked and not chosen:
-            window: Window | None = max(asked, key=lambda each: each.start)
-        else:
+        scheduled = context["dag_run"].run_type == "scheduled"
+        window: Window | None = None
+        if chosen or scheduled or not asked:
             source = source_from(self.source) if self.source else None
             if isinstance(source, str):
                 source = resolve(base, source)
             settle = parse_duration(self.settle)
             window = window_of_run(context, self.grain, source, time=self.time, settle=settle)
+        if asked and not chosen:
+            # A request that has waited is answered by newer rows too; a schedule's own window is not left out for it.
+            window = max([*asked, *([window] if window else [])], key=lambda each: each.start)
         code = snapshot(self.callables, base, store, elsewhere=self.isolated)
         self.log.info(
             "window: %s, code: %s", window.key if window else "all rows", code.digest if code else "installed"

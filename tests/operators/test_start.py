@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
 from airflow_mlops.registry.requests import Request, Requests
@@ -56,6 +58,17 @@ def test_any_run_answers_what_is_pending_with_the_window_asked_for(own: Airflow,
     assert set(started["requests"]) == ids
     assert started["window"][2] == "2024-02"
     assert {recorded.run for recorded in own.requests()} == {f"{own.name}.own/{run.run_id}"}
+
+
+@pytest.mark.parametrize("wanted", ["2024-01", "2024-03"])
+def test_a_scheduled_run_answers_with_the_newer_of_its_own_window_and_the_one_asked_for(
+    own: Airflow, wanted: str
+) -> None:
+    ids = [ask(own, wanted)]
+    at = datetime(2024, 3, 1, tzinfo=UTC)
+    run = own.run(f"{own.name}.own", "scheduled", logical_date=at, data_interval=(at, at))
+    started = run.xcom["start", "return_value"]
+    assert (started["requests"], started["window"][2]) == (ids, max("2024-02", wanted))
 
 
 def test_a_person_s_window_stands_over_a_request_s(own: Airflow) -> None:
