@@ -75,6 +75,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not _needs_servers(item.nodeid))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """Stop the servers after the last test that needs them: idle, they would take a third of a core from the others."""
+    from tests.running import up
+
+    if nextitem is None or not _needs_servers(nextitem.nodeid):
+        while up:
+            up.pop().stop()
+
+
 def free_port() -> int:
     """A port on loopback that nobody listens on."""
     with socket.socket() as probe:

@@ -12,6 +12,8 @@ import yaml
 
 from airflow_mlops.cli.services import Services
 
+up: list[Services] = []
+"""The servers that were started; whoever runs the last test that needs them may stop them."""
 REPOSITORY = Path(__file__).parent.parent
 LOADER = '''"""DAGs of the toy pipelines (Airflow)."""
 
@@ -214,8 +216,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "2",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
         "AIRFLOW_MLOPS_RUNTIMES": str(home / "runtimes"),
     }
     with Services(home, dags, environment=environment) as services:
+        up.append(services)
         services.start()
         yield services

@@ -33,7 +33,7 @@ from evidently.legacy.renderers.html_widgets import CounterData, counter, table_
 from evidently.metrics.column_statistics import ValueDriftCalculation
 
 from airflow_mlops.drift.profile import ColumnProfile, DatasetProfile
-from airflow_mlops.drift.statistics import quantiles
+from airflow_mlops.drift.statistics import jensen_shannon, quantiles, wasserstein
 
 if TYPE_CHECKING:
     from airflow_mlops.drift.decide import ColumnDrift, Decision
@@ -43,6 +43,7 @@ ROWS = 2_000
 PLOTS = 40
 """How many columns are drawn, those that moved first."""
 _MOST_CATEGORIES = 30
+_PRESET_TESTS, _PRESET_FEW, _PRESET_THRESHOLD, _PRESET_SHARE = 1_000, 5, 0.1, 0.5
 _METHODS = {"number": "wasserstein", "category": "jensenshannon"}
 _NAMES = {"number": "Wasserstein distance (normed) of all rows", "category": "Jensen-Shannon distance of all rows"}
 
@@ -69,7 +70,13 @@ def write_html(reference: DatasetProfile, current: DatasetProfile, decision: Dec
         )
         for side in (current, reference)
     ]
-    metrics: list[Any] = [_Words(columns=[_line(each) for each in decision.columns], said=_said(decision, current))]
+    theirs = {
+        each.column: preset_flags(reference.columns[each.column], current.columns[each.column])
+        for each in decision.columns
+        if _drawable(each, reference, current)
+    }
+    lines = [_line(each, theirs.get(each.column)) for each in decision.columns]
+    metrics: list[Any] = [_Words(columns=lines, said=_said(decision, current), preset=_preset_said(theirs))]
     metrics += [
         _ExactDrift(
             column=each.column,
@@ -93,6 +100,22 @@ def _drawable(column: ColumnDrift, reference: DatasetProfile, current: DatasetPr
     )
 
 
+def preset_flags(reference: ColumnProfile, current: ColumnProfile) -> bool | None:
+    """Whether Evidently's preset flags a column by all its defaults.
+
+    Of more than 1,000 values of the reference it takes the normed Wasserstein distance of numbers of more than five
+    different values and the Jensen-Shannon distance of all else, and flags 0.1 and more. Of fewer it tests the
+    rows themselves, which a profile does not hold: None.
+    """
+    if reference.valid <= _PRESET_TESTS:
+        return None
+    different = np.union1d(reference.bins.index, current.bins.index)
+    exact = reference.bins.exact and current.bins.exact
+    few = exact and len(different) <= _PRESET_FEW
+    distance = wasserstein if reference.kind == "number" and not few else jensen_shannon
+    return distance(reference, current) >= _PRESET_THRESHOLD
+
+
 def rows_of(column: ColumnProfile) -> pd.Series[Any]:
     """The `ROWS` rows that stand for a column: quantiles of its numbers, or its categories in their proportions."""
     if column.kind == "number":
@@ -108,14 +131,24 @@ def _said(decision: Decision, current: DatasetProfile) -> str:
     return f"{decision.status}: {'; '.join(decision.reasons)} ({current.rows:,} rows)"
 
 
-def _line(column: ColumnDrift) -> list[str]:
+def _preset_said(flags: dict[str, bool | None]) -> str:
+    known = [flag for flag in flags.values() if flag is not None]
+    if not known:
+        return f"not known: up to {_PRESET_TESTS:,} values of a reference it tests the rows themselves"
+    share = sum(known) / len(known)
+    return f"{'drift' if share >= _PRESET_SHARE else 'no drift'}: {sum(known)} of {len(known)} columns"
+
+
+def _line(column: ColumnDrift, preset: bool | None) -> list[str]:
     effect = "" if column.effect is None else f"{column.effect:.4g}"
-    return [column.column, column.word.replace("_", " "), effect, column.note]
+    theirs = "" if preset is None else "drift" if preset else "no drift"
+    return [column.column, column.word.replace("_", " "), effect, theirs, column.note]
 
 
 class _Words(SingleValueMetric):
     columns: list[list[str]]
     said: str
+    preset: str
 
 
 class _WordsCalculation(SingleValueCalculation[_Words]):
@@ -123,9 +156,10 @@ class _WordsCalculation(SingleValueCalculation[_Words]):
         del context, current_data, reference_data
         moved = sum(line[1] == "moved" for line in self.metric.columns)
         result = self.result(moved)
-        heads = ["column", "word", "distance", "what was found"]
+        heads = ["column", "word", "distance", "Evidently's preset", "what was found"]
         result.widget = [
             counter(counters=[CounterData(self.metric.said, "What was decided, from all rows")]),
+            counter(counters=[CounterData(self.metric.preset, "What Evidently's preset would say")]),
             table_data(column_names=heads, data=self.metric.columns, title="Every column"),
         ]
         return result

@@ -15,13 +15,11 @@ def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_cheap_parts_end_in_a_table(tmp_path: Path) -> None:
-    done = benchmarks("--quick", "--rows", "1000", "--keep", str(tmp_path), "import", "run", "drift")
+    done = benchmarks("--quick", "--rows", "1000", "--keep", str(tmp_path), "import", "drift")
     assert done.returncode == 0, done.stderr
     table = done.stdout[done.stdout.index("against the peer") :].splitlines()[2:]
     assert [line.split("  ")[0] for line in table if not line.startswith(" ")] == [
         "import airflow_mlops / bare interpreter",
-        "airflow-mlops run, no champion yet / bare script",
-        "airflow-mlops run, against a champion / bare script",
         "drift of 1,000 rows x 20, a saved reference / Evidently's preset",
         "drift of 1,000 rows x 20, memory",
         "drift of 1,000 rows x 20, Wasserstein against Evidently's",

@@ -72,7 +72,7 @@ def test_few_rows_are_4(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("gone.parquet", [], "DataNotFoundError: there is no data at"),
         ("bad.parquet", [], "bad.parquet cannot be read as Parquet"),
         ("mixed", [], "bad.parquet cannot be read as Parquet"),
-        ("old.profile", [], "is of version 99, and this release reads version 1"),
+        ("old.profile", [], "is of version 99, and this release reads version 2"),
         ("2024-02.parquet", ["--time", "when"], "has no column 'when'; allowed: id, at"),
         ("2024-02.parquet", ["--columns", "colour"], "the reference has no column 'colour'"),
         ("2024-02.parquet", ["--false-alarm-rate", "2"], "--false-alarm-rate: Input should be less than 0.5"),

@@ -12,7 +12,7 @@ from evidently.legacy.calculations.stattests import wasserstein_stat_test
 from evidently.legacy.core import ColumnType
 
 from airflow_mlops.drift.decide import decide
-from airflow_mlops.drift.report import ROWS, rows_of, write_html
+from airflow_mlops.drift.report import ROWS, preset_flags, rows_of, write_html
 from airflow_mlops.spec.pipeline import DriftRule
 from tests.drift.frames import column_of, profile_of
 
@@ -42,7 +42,36 @@ def test_the_report_holds_what_was_decided_of_all_rows(tmp_path: Path) -> None:
             assert json.dumps(column.note)[1:-1] in text
         effect = next(column.effect for column in decision.columns if column.column == "x")
         assert f"Drift score: {round(effect or 0, 3)}" in text
+        assert "drift: 1 of 2 columns" in text and "What Evidently's preset would say" in text
     assert abs(sizes[0] - sizes[1]) < 20_000
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_the_preset_would_say_is_what_it_says(seed: int) -> None:
+    from evidently import Report
+    from evidently.presets import DataDriftPreset
+
+    random = np.random.default_rng(seed)
+    shift, count = np.linspace(0, 0.25, 6), 3_000
+    tables = [
+        pa.table(
+            {
+                **{f"n{at}": random.normal(by * moved, 1, count) for at, by in enumerate(shift)},
+                **{
+                    f"few{at}": random.binomial(3, 0.3 + by * moved, count).astype(float) for at, by in enumerate(shift)
+                },
+                **{f"c{at}": random.binomial(9, 0.3 + by * moved, count).astype(str) for at, by in enumerate(shift)},
+            }
+        )
+        for moved in (0, 1)
+    ]
+    found = Report([DataDriftPreset()]).run(*(each.to_pandas() for each in tables[::-1])).dict()["metrics"][1:]
+    theirs = {each["config"]["column"]: each["value"] >= each["config"]["threshold"] for each in found}
+    sides = [profile_of(each) for each in tables]
+    ours = {name: preset_flags(sides[0].columns[name], sides[1].columns[name]) for name in theirs}
+    assert ours == theirs and set(theirs.values()) == {True, False}
+    small = [profile_of(each.slice(0, 1_000)) for each in tables]
+    assert preset_flags(small[0].columns["n0"], small[1].columns["n0"]) is None
 
 
 def test_nothing_to_draw_is_a_report_as_well(tmp_path: Path) -> None:
