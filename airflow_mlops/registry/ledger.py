@@ -6,17 +6,27 @@ can be made again at any time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from airflow_mlops.call.store import Store
-from airflow_mlops.errors import PromotionConflictError
+from airflow_mlops.errors import ModelNotFoundError, PromotionConflictError
 from airflow_mlops.registry.log import AppendLog
 
-Kind = Literal["promotion", "rejection"]
-_MOVES = frozenset({"promotion"})
+Kind = Literal["promotion", "rejection", "approval", "trial", "withdrawal", "deployment", "rollback"]
+"""What an entry tells.
+
+``promotion`` and ``rollback`` move the champion. ``approval`` is a person's yes, and ``rejection`` the gate's or a
+person's no. ``trial`` gives a candidate traffic beside the champion, until a ``withdrawal`` or the next move ends it.
+``deployment`` says that what serves was seen to follow.
+"""
+_MOVES = frozenset({"promotion", "rollback"})
+_AGAINST = _MOVES | {"trial"}
+"""What was decided against a champion, and is void when that is no longer the champion."""
+_DECISIONS = _MOVES | {"rejection"}
 
 
 class Entry(BaseModel):
@@ -27,27 +37,48 @@ class Entry(BaseModel):
     number: int
     """Its place, from 1."""
     kind: Kind
-    """``promotion`` moves the champion; ``rejection`` does not."""
+    """What it tells."""
     version: str
-    """The version that the decision is about."""
-    champion_before: str | None
+    """The version that it is about."""
+    model: str | None = None
+    """The digest of that version's model. Nothing is served whose digest is not here."""
+    champion_before: str | None = None
     """The champion that the decision was made against."""
-    champion_after: str | None
+    champion_after: str | None = None
     """The champion from here on."""
-    decision: str
-    """The digest of the gate's decision."""
+    decision: str | None = None
+    """The digest of the verdict that it follows: the gate's, a trial's; None where a person decided."""
     reasons: tuple[str, ...]
     """The decision in plain words."""
     requests: tuple[str, ...] = ()
     """The retrain requests that led here."""
     run: str
     """The run that wrote it."""
+    by: str | None = None
+    """The person who decided; None where no person did."""
+    share: int | None = None
+    """Of a trial: how many of a hundred requests the candidate answers; 0 where its answers are only compared."""
+    target: str | None = None
+    """Of a trial and of a deployment: where it is served."""
     window: str | None = None
     """The window that the version's training ended with."""
     card: str | None = None
     """Where the version's model card is."""
     at: datetime
     """When, in UTC."""
+
+
+class Traffic(NamedTuple):
+    """Who answers."""
+
+    entry: int
+    """The number of the entry that it follows from; 0 before there is one."""
+    champion: str | None
+    """The version that answers."""
+    candidate: str | None = None
+    """The version on trial."""
+    share: int = 0
+    """How many of a hundred requests the candidate answers; 0: it is asked too, and its answers are only compared."""
 
 
 class Ledger:
@@ -72,13 +103,43 @@ class Ledger:
         return next((e for e in reversed(entries) if e.kind in _MOVES and e.champion_after == champion), None)
 
     def previous(self) -> str | None:
-        """The champion before this one, or None."""
+        """The version that a rollback puts back, or None."""
         return _previous(self.entries())
+
+    def decided(self) -> Entry | None:
+        """The last decision about a model: a promotion, a rejection or a rollback."""
+        return next((each for each in reversed(self.entries()) if each.kind in _DECISIONS), None)
 
     def aliases(self) -> dict[str, str | None]:
         """What MLflow's aliases should say: ``champion`` and ``previous``, of one and the same moment."""
         entries = self.entries()
         return {"champion": _champion(entries), "previous": _previous(entries)}
+
+    def traffic(self) -> Traffic:
+        """Who answers from now on."""
+        entries = self.entries()
+        champion = _champion(entries)
+        for entry in reversed(entries):
+            if entry.kind == "trial":
+                return Traffic(len(entries), champion, entry.version, entry.share or 0)
+            if entry.kind in _MOVES or entry.kind == "withdrawal":
+                break
+        return Traffic(len(entries), champion)
+
+    def digest(self, version: str) -> str:
+        """The digest of the model that a version was when it was decided about.
+
+        Raises:
+            ModelNotFoundError: when the ledger knows no such version, so that nobody may serve it.
+        """
+        for entry in reversed(self.entries()):
+            if entry.version == version and entry.model and entry.kind in _AGAINST:
+                return entry.model
+        raise ModelNotFoundError(
+            f"the ledger of {self.model!r} does not know version {version}",
+            allowed="versions that were promoted or put on trial",
+            fix=f"airflow-mlops history {self.model}, to see which they are",
+        )
 
     def record(
         self,
@@ -86,10 +147,14 @@ class Ledger:
         *,
         version: str,
         champion_before: str | None,
-        decision: str,
         reasons: tuple[str, ...],
         run: str,
+        decision: str | None = None,
+        model: str | None = None,
         requests: tuple[str, ...] = (),
+        by: str | None = None,
+        share: int | None = None,
+        target: str | None = None,
         window: str | None = None,
         card: str | None = None,
     ) -> Entry:
@@ -98,7 +163,7 @@ class Ledger:
         The same decision on the same version by the same run is found and returned, so a retry adds nothing.
 
         Raises:
-            PromotionConflictError: when a promotion names a champion that is no longer the champion.
+            PromotionConflictError: when a promotion, a trial or a rollback names a champion that is no longer it.
         """
         while True:
             entries = self.entries()
@@ -106,7 +171,7 @@ class Ledger:
                 if (entry.kind, entry.version, entry.decision, entry.run) == (kind, version, decision, run):
                     return entry
             champion = _champion(entries)
-            if kind in _MOVES and champion != champion_before:
+            if kind in _AGAINST and champion != champion_before:
                 raise PromotionConflictError(
                     f"version {version} of {self.model!r} was judged against champion {champion_before or 'none'}, "
                     f"but the champion is now {champion or 'none'}",
@@ -116,27 +181,45 @@ class Ledger:
                 number=len(entries) + 1,
                 kind=kind,
                 version=version,
+                model=model,
                 champion_before=champion,
                 champion_after=version if kind in _MOVES else champion,
                 decision=decision,
                 reasons=reasons,
                 requests=requests,
                 run=run,
+                by=by,
+                share=share,
+                target=target,
                 window=window,
                 card=card,
                 at=datetime.now(UTC),
             )
-            if self._log.append(entry.number, entry.model_dump(mode="json")):
+            if self._log.append(entry.number, entry.model_dump(mode="json", exclude_none=True)):
                 return entry
 
 
-def _champion(entries: list[Entry]) -> str | None:
+def titles(entries: Sequence[Entry]) -> list[str]:
+    """The champions that rollbacks step back through, the present one last.
+
+    A promotion adds one. A rollback takes away what came after the version that it puts back, so that two in a row go
+    back two steps; a version that is none of these takes the place of the champion.
+    """
+    held: list[str] = []
+    for entry in entries:
+        if entry.kind == "promotion":
+            held.append(entry.version)
+        elif entry.kind == "rollback":
+            earlier = [at for at, version in enumerate(held[:-1]) if version == entry.version]
+            held = held[: earlier[-1] + 1] if earlier else [*held[:-1], entry.version]
+    return held
+
+
+def _champion(entries: Sequence[Entry]) -> str | None:
     return entries[-1].champion_after if entries else None
 
 
-def _previous(entries: list[Entry]) -> str | None:
+def _previous(entries: Sequence[Entry]) -> str | None:
+    # Promoted once more, a champion is not its own predecessor.
     champion = _champion(entries)
-    for entry in reversed(entries):
-        if entry.champion_after == champion and entry.champion_before not in (None, champion):
-            return entry.champion_before
-    return None
+    return next((version for version in reversed(titles(entries)) if version != champion), None)

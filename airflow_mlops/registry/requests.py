@@ -75,7 +75,8 @@ class Requests:
         Args:
             wishes: requests that are to be asked; no verdict is read that is older than they and those that wait.
         """
-        entries = Ledger(self.store, self.model).entries()
+        ledger = Ledger(self.store, self.model)
+        decided = ledger.decided()
         waiting = [each.request for each in self.all() if each.state in OPEN or each.state == "claimed"]
         earliest = min((each.window.end for each in (*waiting, *wishes) if each.window), default=None)
         verdicts, quiet = Verdicts(self.store, self.model), dict[str, Window]()
@@ -89,8 +90,8 @@ class Requests:
             last = {str(verdict.get("trigger", "drift")): verdict["status"] for verdict in verdicts.of_window(key)}
             quiet |= {trigger: window for trigger, status in last.items() if status == "ok" and trigger not in quiet}
         return Standing(
-            champion=entries[-1].champion_after if entries else None,
-            decided=entries[-1].at if entries else None,
+            champion=ledger.champion(),
+            decided=decided.at if decided else None,
             quiet=quiet,
         )
 

@@ -48,6 +48,7 @@ def run(call: Call, params: Promote, store: Store) -> Outcome:
             version=version,
             champion_before=decision["champion"],
             decision=gate.digest,
+            model=ref.digest,
             reasons=tuple(decision["reasons"]),
             requests=tuple(requests.claimed_by(call.run)),
             run=call.run,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from airflow_mlops.call import Store
-from airflow_mlops.errors import PromotionConflictError, StoreError
-from airflow_mlops.registry import Entry, Ledger
+from airflow_mlops.errors import ModelNotFoundError, PromotionConflictError, StoreError
+from airflow_mlops.registry import Entry, Ledger, Traffic
 from tests import toy
 
 RACER = """
@@ -107,6 +107,69 @@ def test_of_processes_that_promote_at_once_exactly_one_wins(ledger: Ledger, tmp_
     entries = ledger.entries()
     assert [entry.number for entry in entries] == [1, 2]
     assert entries[1].champion_before == entries[0].champion_after
+
+
+def roll_back(ledger: Ledger, version: str, before: str, run: str) -> Entry:
+    return ledger.record("rollback", version=version, champion_before=before, reasons=("worse",), run=run, by="ann")
+
+
+def test_two_rollbacks_go_back_two_steps(ledger: Ledger) -> None:
+    for version, before in (("1", None), ("2", "1"), ("3", "2")):
+        promote(ledger, version, before)
+    roll_back(ledger, "2", "3", "first")
+    assert (ledger.champion(), ledger.previous()) == ("2", "1")
+    roll_back(ledger, "1", "2", "second")
+    assert (ledger.champion(), ledger.previous()) == ("1", None)
+    with pytest.raises(PromotionConflictError):
+        roll_back(ledger, "2", "3", "late")
+    promote(ledger, "4", "1")
+    assert (ledger.champion(), ledger.previous()) == ("4", "1")
+
+
+def test_a_rollback_to_a_version_that_was_taken_away_replaces_the_champion(ledger: Ledger) -> None:
+    for version, before in (("1", None), ("2", "1"), ("3", "2")):
+        promote(ledger, version, before)
+    roll_back(ledger, "1", "3", "first")
+    roll_back(ledger, "3", "1", "second")
+    assert (ledger.champion(), ledger.previous()) == ("3", None)
+
+
+def trial(ledger: Ledger, version: str, before: str | None, share: int) -> Entry:
+    return ledger.record(
+        "trial",
+        version=version,
+        champion_before=before,
+        reasons=(),
+        run=f"r{version}",
+        model=f"m{version}",
+        share=share,
+    )
+
+
+def test_a_trial_has_traffic_until_it_is_withdrawn_or_the_champion_moves(ledger: Ledger) -> None:
+    assert ledger.traffic() == Traffic(0, None)
+    promote(ledger, "1", None)
+    assert ledger.traffic() == Traffic(1, "1")
+    trial(ledger, "2", "1", 10)
+    assert ledger.traffic() == Traffic(2, "1", "2", 10)
+    reject(ledger, "3", "1")
+    assert ledger.traffic() == Traffic(3, "1", "2", 10)
+    ledger.record("withdrawal", version="2", champion_before="1", reasons=("errors",), run="r2")
+    assert ledger.traffic() == Traffic(4, "1")
+    trial(ledger, "4", "1", 0)
+    assert ledger.traffic() == Traffic(5, "1", "4", 0)
+    promote(ledger, "4", "1")
+    assert ledger.traffic() == Traffic(6, "4")
+    with pytest.raises(PromotionConflictError):
+        trial(ledger, "5", "1", 10)
+
+
+def test_only_what_was_decided_about_has_a_digest_to_be_served_by(ledger: Ledger) -> None:
+    trial(ledger, "2", None, 10)
+    reject(ledger, "3", None)
+    assert ledger.digest("2") == "m2"
+    with pytest.raises(ModelNotFoundError, match="does not know version 3"):
+        ledger.digest("3")
 
 
 def test_a_damaged_entry_is_an_error_not_another_champion(ledger: Ledger, tmp_path: Path) -> None:
