@@ -23,9 +23,9 @@ _DEFAULT_TIMEOUT = "30"
 _BATCH = 100
 _PAGE = 1000
 _SERVED = "mlflow-artifacts:"
+"""How the URI of artifacts begins that the tracking server serves itself."""
 # Which of MLflow's pages an experiment opens with; left alone, it shows those of language models first.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""How the URI of artifacts begins that the tracking server serves itself."""
 
 
 class Version(NamedTuple):
