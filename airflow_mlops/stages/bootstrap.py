@@ -110,17 +110,18 @@ def _mean(values: Floats) -> Measure:
 def _auc(positive: npt.NDArray[np.bool_], score: Floats) -> Measure:
     """The Mann-Whitney statistic over tied groups; ties count half."""
     order = np.argsort(score, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])
-    ordered = positive[order]
+    hits, misses = order[positive[order]], order[~positive[order]]
+    # How many of the misses have a lower score than each hit, and how many have no higher one.
+    lower = np.searchsorted(score[misses], score[hits], side="left")
+    upper = np.searchsorted(score[misses], score[hits], side="right")
 
     def auc(counts: Floats) -> float:
-        drawn = counts[order]
-        above = np.add.reduceat(np.where(ordered, drawn, 0.0), starts)
-        below = np.add.reduceat(np.where(ordered, 0.0, drawn), starts)
-        pairs = above.sum() * below.sum()
+        above = counts[hits]
+        below = np.concatenate(([0.0], np.cumsum(counts[misses])))
+        pairs = above.sum() * below[-1]
         if not pairs:
             return float("nan")
-        return float(above @ (np.cumsum(below) - below / 2) / pairs)
+        return float(above @ (below[lower] + below[upper]) / 2 / pairs)
 
     return auc
 
