@@ -82,7 +82,15 @@ class Traffic(NamedTuple):
 
 
 class Ledger:
-    """The ledger of one model."""
+    """The ledger of one model, for whoever wants to read it: ``Ledger(Store(URI), MODEL).entries()``.
+
+    The store is that of ``[airflow_mlops] store``, or of ``airflow-mlops run``. Nothing else is needed: the ledger asks
+    neither Airflow nor MLflow.
+
+    Args:
+        store: the artifact store.
+        model: the model's name, which is its pipeline's.
+    """
 
     def __init__(self, store: Store, model: str) -> None:
         self.model = model
@@ -105,6 +113,25 @@ class Ledger:
     def previous(self) -> str | None:
         """The version that a rollback puts back, or None."""
         return _previous(self.entries())
+
+    def taken_away(self, model: str) -> Entry | None:
+        """The rollback that took the title from a model, if that is the last that happened to it; else None.
+
+        Args:
+            model: the digest of the model.
+        """
+        versions: set[str] = set()
+        held: list[str] = []
+        found: Entry | None = None
+        for entry in self.entries():
+            if entry.model == model and entry.kind in _AGAINST:
+                versions.add(entry.version)
+            before, held = held, _step(held, entry)
+            if entry.champion_after in versions:
+                found = None
+            elif entry.kind == "rollback" and versions & (set(before) - set(held)):
+                found = entry
+        return found
 
     def decided(self) -> Entry | None:
         """The last decision about a model: a promotion, a rejection or a rollback."""
@@ -172,11 +199,7 @@ class Ledger:
                     return entry
             champion = _champion(entries)
             if kind in _AGAINST and champion != champion_before:
-                raise PromotionConflictError(
-                    f"version {version} of {self.model!r} was judged against champion {champion_before or 'none'}, "
-                    f"but the champion is now {champion or 'none'}",
-                    fix="clear the evaluation, so that the gate judges against the champion of today",
-                )
+                raise _conflict(self.model, kind, version, champion_before, champion)
             entry = Entry(
                 number=len(entries) + 1,
                 kind=kind,
@@ -207,12 +230,31 @@ def titles(entries: Sequence[Entry]) -> list[str]:
     """
     held: list[str] = []
     for entry in entries:
-        if entry.kind == "promotion":
-            held.append(entry.version)
-        elif entry.kind == "rollback":
-            earlier = [at for at, version in enumerate(held[:-1]) if version == entry.version]
-            held = held[: earlier[-1] + 1] if earlier else [*held[:-1], entry.version]
+        held = _step(held, entry)
     return held
+
+
+def _step(held: list[str], entry: Entry) -> list[str]:
+    if entry.kind == "promotion":
+        return [*held, entry.version]
+    if entry.kind == "rollback":
+        earlier = [at for at, version in enumerate(held[:-1]) if version == entry.version]
+        return held[: earlier[-1] + 1] if earlier else [*held[:-1], entry.version]
+    return held
+
+
+def _conflict(model: str, kind: Kind, version: str, before: str | None, now: str | None) -> PromotionConflictError:
+    if kind == "rollback":
+        return PromotionConflictError(
+            f"champion {before or 'none'} of {model!r} was to give way to version {version}, "
+            f"but the champion is now {now or 'none'}",
+            fix=f"see what has happened: airflow-mlops history {model}",
+        )
+    return PromotionConflictError(
+        f"version {version} of {model!r} was judged against champion {before or 'none'}, "
+        f"but the champion is now {now or 'none'}",
+        fix="clear the evaluation, so that the gate judges against the champion of today",
+    )
 
 
 def _champion(entries: Sequence[Entry]) -> str | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, RegistryRef
 from airflow_mlops.errors import ModelNotFoundError, RegistryError
-from airflow_mlops.registry.ledger import Ledger
+from airflow_mlops.registry.ledger import Entry, Ledger
 from airflow_mlops.registry.mlflow_api import Version, mlflow_api
 
 RUN_TAG = "mlops.run"
@@ -106,6 +106,84 @@ class ModelRegistry:
             if there.get(alias) != version:
                 self.api.set_alias(self.ref.model, alias, version)
         return self.api.aliases(self.ref.model)
+
+    def roll_back(
+        self,
+        to: str | None = None,
+        *,
+        reason: str,
+        run: str,
+        by: str | None = None,
+        decision: str | None = None,
+    ) -> Entry:
+        """Put an earlier champion back, and with it what was logged with it: its preparation and drift reference.
+
+        A retry of the run finds its own rollback and takes no second step.
+
+        Args:
+            to: the version, which was the champion once. Default: the one before.
+            reason: why, in plain words.
+            run: the run that does it.
+            by: the person who wants it; None where no person does.
+            decision: the digest of the verdict that wants it; None where a person does.
+
+        Raises:
+            ModelNotFoundError: when there is no such version to go back to, or it is gone from the registry.
+            RegistryError: when the version is the champion already, is no longer the model that was promoted, or no
+                reason is given.
+            PromotionConflictError: when the champion has moved meanwhile.
+        """
+        if not reason.strip():
+            raise RegistryError("a rollback needs a reason", fix="say why, for those who read the ledger later")
+        entries = self.ledger.entries()
+        for entry in entries:
+            if (entry.kind, entry.run, entry.decision) == ("rollback", run, decision):
+                self.project()
+                return entry
+        put_back = self._promoted(entries, to)
+        version = put_back.version
+        champion = self.ledger.champion()
+        if version == champion:
+            raise RegistryError(f"version {version} of {self.ref.model!r} is the champion already")
+        there = self.api.version(self.ref.model, version).tags.get(MODEL_DIGEST_TAG)
+        if put_back.model is not None and there != put_back.model:
+            raise RegistryError(
+                f"version {version} of {self.ref.model!r} is no longer the model that was promoted: "
+                f"MLflow has {there}, and the ledger {put_back.model}",
+                fix=f"go back to another one; airflow-mlops registry check {self.ref.model} tells what differs",
+            )
+        entry = self.ledger.record(
+            "rollback",
+            version=version,
+            champion_before=champion,
+            reasons=(reason.strip(),),
+            run=run,
+            by=by,
+            decision=decision,
+            model=there,
+            window=put_back.window,
+            card=put_back.card,
+        )
+        self.project()
+        return entry
+
+    def _promoted(self, entries: Sequence[Entry], version: str | None) -> Entry:
+        """The promotion of the version that a rollback is to put back."""
+        promotions = {entry.version: entry for entry in entries if entry.kind == "promotion"}
+        if version is None:
+            version = self.ledger.previous()
+        if version is None:
+            raise ModelNotFoundError(
+                f"{self.ref.model!r} has no champion before {self.ledger.champion() or 'the first one'} to go back to",
+                allowed=f"with a version: {', '.join(promotions)}" if promotions else None,
+            )
+        if version not in promotions:
+            raise ModelNotFoundError(
+                f"version {version} of {self.ref.model!r} never was the champion",
+                allowed=", ".join(promotions) or None,
+                fix=f"airflow-mlops history {self.ref.model}, to see which were",
+            )
+        return promotions[version]
 
     def run_url(self, run_id: str, artifact: str | None = None) -> str | None:
         """Where a browser sees a run, or one of its artifacts; None where MLflow has no server."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from airflow_mlops.call import Store
 from airflow_mlops.errors import ModelNotFoundError, PromotionConflictError, StoreError
 from airflow_mlops.registry import Entry, Ledger, Traffic
+from airflow_mlops.registry.ledger import titles
 from tests import toy
 
 RACER = """
@@ -177,3 +181,46 @@ def test_a_damaged_entry_is_an_error_not_another_champion(ledger: Ledger, tmp_pa
     (tmp_path / "store" / "ledger" / "m" / "00000001.json").write_text('{"number": 1')
     with pytest.raises(StoreError, match="is not JSON"):
         ledger.champion()
+
+
+def test_a_model_that_was_taken_away_is_known_until_it_is_the_champion_again(ledger: Ledger) -> None:
+    for version, before in (("1", None), ("2", "1"), ("3", "2")):
+        ledger.record(
+            "promotion", version=version, champion_before=before, reasons=(), run=version, model=f"m{version}"
+        )
+    assert ledger.taken_away("m3") is None
+    # Who steps back over a version trusts it no more than the one that he comes from.
+    entry = roll_back(ledger, "1", "3", "first")
+    assert [ledger.taken_away(f"m{version}") for version in "123"] == [None, entry, entry]
+    roll_back(ledger, "3", "1", "second")
+    assert ledger.taken_away("m3") is None and ledger.taken_away("m2") == entry
+    assert ledger.taken_away("m1") is not None and ledger.taken_away("unknown") is None
+
+
+def test_what_lies_below_the_version_that_is_put_back_was_not_taken_away(ledger: Ledger) -> None:
+    for version, before in (("1", None), ("2", "1"), ("3", "2")):
+        ledger.record(
+            "promotion", version=version, champion_before=before, reasons=(), run=version, model=f"m{version}"
+        )
+    entry = roll_back(ledger, "2", "3", "first")
+    assert [ledger.taken_away(f"m{version}") for version in "123"] == [None, None, entry]
+
+
+@given(st.lists(st.one_of(st.tuples(st.just("promote"), st.integers(1, 5)), st.just(("back", 0)), st.just(("no", 0)))))
+def test_rollbacks_walk_back_over_the_promotions_that_are_left(steps: list[tuple[str, int]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        ledger, stack = Ledger(Store(folder), "m"), list[str]()
+        for run, (kind, version) in enumerate(steps):
+            champion = stack[-1] if stack else None
+            if kind == "promote" and str(version) != champion:
+                ledger.record("promotion", version=str(version), champion_before=champion, reasons=(), run=str(run))
+                stack.append(str(version))
+            elif kind == "back" and (previous := ledger.previous()):
+                roll_back(ledger, previous, str(champion), str(run))
+                stack.pop()
+            elif kind == "no":
+                reject(ledger, "9", champion)
+            aliases = ledger.aliases()
+            assert aliases["champion"] == (stack[-1] if stack else None)
+            assert aliases["previous"] == (stack[-2] if len(stack) > 1 else None)
+            assert titles(ledger.entries()) == stack
