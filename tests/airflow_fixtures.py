@@ -161,7 +161,7 @@ class Airflow:
             asked = select(HITLDetail).join(TaskInstance, HITLDetail.ti_id == TaskInstance.id)
             return session.scalars(asked.where(TaskInstance.run_id == run.run_id, TaskInstance.task_id == task)).one()
 
-    def answer(self, dag_id: str, run: Run, task: str, option: str, user: str = "ann") -> Run:
+    def answer(self, dag_id: str, run: Run, task: str, option: str, user: str = "ann", reason: str = "") -> Run:
         """Answer a task's question by the function behind Airflow's REST API, and go on with the task."""
         from airflow.api_fastapi.app import create_auth_manager
         from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
@@ -175,7 +175,7 @@ class Airflow:
                 self.dag(dag_id).dag_id,
                 run.run_id,
                 task,
-                UpdateHITLDetailPayload(chosen_options=[option]),
+                UpdateHITLDetailPayload(chosen_options=[option], params_input={"reason": reason} if reason else {}),
                 SimpleAuthManagerUser(username=user, role="admin"),
                 session,
             )

@@ -30,6 +30,7 @@ STAGES: dict[str, type[params.StageParams]] = {
         params.Register,
         params.Evaluate,
         params.ValidateModel,
+        params.Approve,
         params.Promote,
         params.BatchPredict,
         params.Monitor,

@@ -75,6 +75,9 @@ def parser_of_commands() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="whether a model that passes may be promoted (default: unless the window is older than the champion's)",
     )
+    run.add_argument(
+        "--approve", action="store_true", help="approve of a model that passes, where the declaration asks a person"
+    )
     run.add_argument("--json", action="store_true", help="print one JSON object instead of progress lines")
     run.add_argument("--verbose", action="store_true", help="show log lines and whole tracebacks")
     run.set_defaults(handler=_run)

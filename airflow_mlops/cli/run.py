@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import getpass
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from airflow_mlops.backends import Backend, backend_of, carrier, relay
 from airflow_mlops.backends.subprocess import SubprocessBackend
@@ -72,6 +74,7 @@ def run(options: argparse.Namespace, state: Path) -> int:
                 outcomes=outcomes,
                 cache=declaration.pipeline.cache and not options.no_cache,
                 promote=options.promote,
+                approved_by=getpass.getuser() if options.approve else None,
             )
     except MlopsError as error:
         failure = error
@@ -87,6 +90,8 @@ def run(options: argparse.Namespace, state: Path) -> int:
         print(f"\n{type(failure).__name__}: {failure}\n\n{how} with:\n  {again}", file=sys.stderr)
     else:
         print(f"\n{_conclusion(name, outcomes)} ({time.perf_counter() - started:.1f} s)")
+        if list(outcomes)[-1] == "approve" and not outcomes["approve"].verdict.passed:
+            print(f"  approve of it with:\n  {again} --approve")
         _print_afterwards(declaration, options.file, model_of(outcomes, registry, store), registry)
     return 1 if failure else 0
 
@@ -145,6 +150,7 @@ def run_plan(
     outcomes: dict[str, Outcome],
     cache: bool = True,
     promote: bool | None = None,
+    approved_by: str | None = None,
 ) -> None:
     """Run the train plan stage by stage, filling ``outcomes``; what this run has done before is not done again.
 
@@ -153,10 +159,11 @@ def run_plan(
     A gate that says no ends the plan without an error.
     """
     plan = train_plan(declaration.pipeline)
-    plan = tuple(
-        node._replace(params=node.params.model_copy(update={"promote": promote})) if node.stage == GATE else node
-        for node in plan
-    )
+    said: dict[str, dict[str, Any]] = {
+        GATE: {"promote": promote},
+        "approve": {"approved": True, "by": approved_by} if approved_by else {},
+    }
+    plan = tuple(node._replace(params=node.params.model_copy(update=said.get(node.stage, {}))) for node in plan)
     root = Store(store)
     code = code_of(declaration, root)
     here = backend_of("local")
@@ -327,7 +334,8 @@ def _silent(stage: str, status: str, seconds: float, outcome: Outcome | None) ->
 def _conclusion(name: str, outcomes: dict[str, Outcome]) -> str:
     if "promote" in outcomes:
         return f"{name}: {'; '.join(outcomes['promote'].verdict.reasons)}"
-    return f"{name}: the champion stays: {'; '.join(outcomes[GATE].verdict.reasons)}"
+    last = next(reversed(outcomes.values()))
+    return f"{name}: the champion stays: {'; '.join(last.verdict.reasons)}"
 
 
 def model_of(outcomes: Mapping[str, Outcome], registry: RegistryRef, store: str) -> dict[str, str | None] | None:

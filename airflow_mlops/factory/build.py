@@ -10,9 +10,8 @@ from typing import Any
 from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, CronTriggerTimetable, Param
 
 from airflow_mlops.operators import stages as operators
-from airflow_mlops.operators.approval import ApproveRetrainingOperator
+from airflow_mlops.operators.approval import ApproveModelOperator, ApproveRetrainingOperator
 from airflow_mlops.operators.assets import model_asset, retrain_asset, suggestion_asset
-from airflow_mlops.operators.base import StageOperator
 from airflow_mlops.operators.start import StartRunOperator
 from airflow_mlops.sensors import DataDriftSensor, ModelPerformanceSensor, PredictionDriftSensor
 from airflow_mlops.spec import (
@@ -26,7 +25,7 @@ from airflow_mlops.spec import (
 from airflow_mlops.spec.pipeline import ModelTrigger, Pipeline
 from airflow_mlops.spec.plan import Node, callables_of
 
-_OPERATORS: dict[str, type[StageOperator]] = {
+_OPERATORS: dict[str, type[Any]] = {
     operator.stage.stage: operator
     for operator in (
         operators.ExtractDataOperator,
@@ -37,6 +36,7 @@ _OPERATORS: dict[str, type[StageOperator]] = {
         operators.RegisterModelOperator,
         operators.EvaluateModelOperator,
         operators.ValidateModelOperator,
+        ApproveModelOperator,
         operators.PromoteModelOperator,
         operators.BatchPredictOperator,
     )
@@ -150,7 +150,7 @@ def _add_tasks(dag: DAG, pipeline: Pipeline, base: str, plan: tuple[Node, ...], 
         base=base,
     )
     runtime = pipeline.runtime.model_dump(exclude_none=True) if pipeline.runtime else None
-    tasks: dict[str, StageOperator] = {}
+    tasks: dict[str, Any] = {}
     for node in plan:
         given: dict[str, Any] = {name: tasks[stage].output for name, (stage, _) in node.inputs.items()}
         arguments = {

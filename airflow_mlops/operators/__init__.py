@@ -1,6 +1,6 @@
 """The stages as operators, each importable alone into a team's own DAG."""
 
-from airflow_mlops.operators.approval import ApproveRetrainingOperator
+from airflow_mlops.operators.approval import ApproveModelOperator, ApproveRetrainingOperator
 from airflow_mlops.operators.assets import model_asset, predictions_asset, retrain_asset, suggestion_asset
 from airflow_mlops.operators.stages import (
     BatchPredictOperator,
@@ -17,6 +17,7 @@ from airflow_mlops.operators.stages import (
 from airflow_mlops.operators.start import StartRunOperator
 
 __all__ = [
+    "ApproveModelOperator",
     "ApproveRetrainingOperator",
     "BatchPredictOperator",
     "EvaluateModelOperator",

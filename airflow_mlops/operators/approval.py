@@ -1,26 +1,31 @@
-"""The question whether to retrain: asked of a person in Airflow, with the evidence, and answered on record."""
+"""The questions whether to retrain and whether to promote: asked of a person in Airflow, and answered on record."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import Param
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_mlops.call.store import Store
-from airflow_mlops.hooks.mlflow import store_root
+from airflow_mlops.hooks.mlflow import MlflowHook, store_root
 from airflow_mlops.operators.assets import retrain_alias, retrain_asset
-from airflow_mlops.operators.base import is_active_run, run_key
+from airflow_mlops.operators.base import StageTask, is_active_run, run_key
 from airflow_mlops.operators.retraining import policy_of, promotions, ring, tell
 from airflow_mlops.operators.retry import MlopsRetryPolicy
 from airflow_mlops.registry.requests import Requests
-from airflow_mlops.spec.base import format_duration
+from airflow_mlops.spec import stages
+from airflow_mlops.spec.base import format_duration, parse_duration
 from airflow_mlops.spec.window import Grain
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from airflow_mlops.call.wire import Outcome
 
 
 class ApproveRetrainingOperator(ApprovalOperator):
@@ -123,3 +128,111 @@ class ApproveRetrainingOperator(ApprovalOperator):
                 if approved:
                     ring(context, self.pipeline, self.alias, each)
         return super().execute_complete(context, event)
+
+
+class ApproveModelOperator(StageTask, ApprovalOperator):
+    """Ask a person whether a version that passed its gate may become the champion; Airflow's own approval.
+
+    The question shows what the version was measured by, how it compares with the champion, what led to its training,
+    and leads to the model card and the report. A yes goes to the ledger with who said it. A no, or silence until the
+    timeout, is a rejection there, with who and, where they wrote one, their reason: what follows is skipped, and the
+    task and the run succeed, as with the gate's own rejection. An answer is asked for once, however often the task
+    runs; a version that is the champion already is asked about by nobody.
+
+    Its output ``decision`` goes into `PromoteModelOperator` in place of the gate's.
+
+    :param version: the output of `RegisterModelOperator`. (templated)
+    :param decision: the output of `ValidateModelOperator`. (templated)
+    :param users: the ids of the Airflow users who may answer. Default: everybody who may answer in this DAG.
+    :param timeout: how long the question waits: ``24h`` or a ``timedelta``.
+    """
+
+    stage = stages.Approve
+    inputs = ("version", "decision")
+    untemplated = frozenset({"users", "timeout", "approved", "by", "why"})
+    links = ()
+    timeout: Any
+    ui_color = "#fef9c3"
+
+    def __init__(
+        self,
+        *,
+        version: Any,
+        decision: Any,
+        users: Sequence[str] = (),
+        timeout: timedelta | str = timedelta(days=3),
+        pipeline: str | None = None,
+        start: Any = None,
+        window: Any = None,
+        registry_conn_id: str = MlflowHook.default_conn_name,
+        store: str | None = None,
+        cache: bool = True,
+        base: str | None = None,
+        backend: str = "local",
+        backend_options: Mapping[str, Any] | None = None,
+        runtime: Mapping[str, Any] | None = None,
+        poll_interval: float = 10.0,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("retry_policy", MlopsRetryPolicy())
+        users = [users] if isinstance(users, str) else list(users)
+        for answer in ("approved", "by", "why"):
+            kwargs.pop(answer, None)
+        reason = Param("", type="string", description="Why; it goes on record with the answer.", source="task")
+        super().__init__(
+            subject="Promote?",
+            defaults=self.REJECT,
+            params=dict(kwargs.pop("params", None) or {}) | {"reason": reason},
+            response_timeout=parse_duration(timeout),
+            assigned_users=[{"id": user, "name": user} for user in users] or None,
+            **kwargs,
+        )
+        settings = {
+            "version": version,
+            "decision": decision,
+            "users": users,
+            "timeout": timeout,
+            "approved": None,
+            "by": None,
+            "why": "",
+        }
+        self.configure(
+            settings,
+            pipeline=pipeline,
+            start=start,
+            window=window,
+            registry_conn_id=registry_conn_id,
+            store=store,
+            cache=cache,
+            base=base,
+            backend=backend,
+            backend_options=backend_options,
+            runtime=runtime,
+            poll_interval=poll_interval,
+        )
+
+    def execute(self, context: Context) -> Any:
+        """Put the question, unless there is nothing to ask."""
+        return self.finish(context, self.carry(context, self.make_call(context)))
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """Write the answer down; a no skips what follows."""
+        if "error" in event:
+            self.process_trigger_event_error(event)
+        self.validate_chosen_options(event["chosen_options"])
+        user = event.get("responded_by_user")
+        self.approved = event["chosen_options"] == [self.APPROVE]
+        self.by = (user["name"] or user["id"]) if user else None
+        reason = str((event.get("params_input") or {}).get("reason") or "").strip() if user else ""
+        said = f"{self.by} {'approved' if self.approved else 'said no'}" + (f": {reason}" if reason else "")
+        timeout = format_duration(parse_duration(self.timeout))
+        self.why = said if user else f"nobody answered within {timeout}"
+        return self.execute(context)
+
+    def finish(self, context: Context, outcome: Outcome) -> dict[str, Any]:
+        """Ask where there is no answer yet; else report it, and skip what follows a no."""
+        if outcome.verdict.status == "held":
+            self.subject = f"Promote version {outcome.info['version']} of {self.pipeline_name}?"
+            self.body = outcome.info["question"]
+            ApprovalOperator.execute(self, context)
+        return self.let_pass(context, outcome, super().finish(context, outcome))

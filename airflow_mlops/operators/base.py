@@ -258,6 +258,16 @@ class StageTask:
             self.log.info("%s: %s%s", name, made.uri, "" if made.rows is None else f" ({made.rows:,} rows)")
         return outcome.model_dump(mode="json")
 
+    def let_pass(self, context: Context, outcome: Outcome, result: dict[str, Any]) -> dict[str, Any]:
+        """Give the result back, or skip what follows when the verdict does not let it pass."""
+        following = sorted(self.downstream_task_ids)
+        if outcome.verdict.passed or not following:
+            return result
+        self.log.info("skipping %s: %s", ", ".join(following), "; ".join(outcome.verdict.reasons))
+        # The exception ends the task, so what it returns is stored here.
+        context["ti"].xcom_push(key="return_value", value=result)
+        raise DownstreamTasksSkipped(tasks=following)
+
     def on_kill(self) -> None:
         """End the job when the task is ended."""
         handle = getattr(self, "_handle", None)
@@ -331,14 +341,7 @@ class GateOperator(StageOperator):
 
     def finish(self, context: Context, outcome: Outcome) -> dict[str, Any]:
         """Skip what follows when the verdict does not let it pass."""
-        result = super().finish(context, outcome)
-        following = sorted(self.downstream_task_ids)
-        if outcome.verdict.passed or not following:
-            return result
-        self.log.info("skipping %s: %s", ", ".join(following), "; ".join(outcome.verdict.reasons))
-        # The exception ends the task, so what it returns is stored here.
-        context["ti"].xcom_push(key="return_value", value=result)
-        raise DownstreamTasksSkipped(tasks=following)
+        return self.let_pass(context, outcome, super().finish(context, outcome))
 
 
 def reference(value: Any, name: str, stage: str) -> ArtifactRef:

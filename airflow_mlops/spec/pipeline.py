@@ -303,7 +303,7 @@ is reported once."""
 
 
 class Approval(Section):
-    """Who is asked before a training starts, with ``mode: suggest``."""
+    """Who is asked, and for how long: before a promotion, or with ``mode: suggest`` before a training."""
 
     users: Names = ()
     """The ids of the Airflow users who may answer. Default: everybody who may answer in this DAG."""
@@ -421,6 +421,8 @@ class Pipeline(Section):
     """What is measured."""
     validate_model: ValidateModel = ValidateModel()
     """The gate."""
+    approval: Approval | None = None
+    """The person between the gate and the promotion. Default: what passes its gate is promoted."""
     monitor: Monitor = Monitor()
     """How the champion is watched."""
     retrain: Retrain = Retrain()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -116,6 +116,7 @@ def train_plan(pipeline: Pipeline) -> tuple[Node, ...]:
         "ml_task": pipeline.task,
         "seed": train.seed,
     }
+    version = {"version": ("register", "version")}
     tune = _tune(pipeline, model, data.time if split.by == "time" else None)
     return (
         Node(_extract(pipeline, train.windows.last)),
@@ -153,8 +154,22 @@ def train_plan(pipeline: Pipeline) -> tuple[Node, ...]:
             stages.ValidateModel(min=gate.min, max=gate.max, versus_champion=gate.versus_champion, seed=train.seed),
             {"evaluation": ("evaluate", "evaluation"), "version": ("register", "version")},
         ),
-        Node(stages.Promote(), {"version": ("register", "version"), "decision": ("validate_model", "decision")}),
+        *(Node(params, {**version, "decision": (before, "decision")}) for before, params in _follow_up(pipeline)),
     )
+
+
+def _follow_up(pipeline: Pipeline) -> Iterator[tuple[str, stages.StageParams]]:
+    """What comes after the gate, each with the stage that it gets the decision from: a no keeps it to itself."""
+    before = stages.ValidateModel.stage
+    for params in (_approve(pipeline), stages.Promote()):
+        if params is not None:
+            yield before, params
+            before = params.stage
+
+
+def _approve(pipeline: Pipeline) -> stages.Approve | None:
+    asked = pipeline.approval
+    return stages.Approve(users=asked.users, timeout=asked.timeout) if asked else None
 
 
 def predict_plan(pipeline: Pipeline) -> tuple[Node, ...]:

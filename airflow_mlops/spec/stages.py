@@ -275,6 +275,23 @@ class ValidateModel(StageParams):
     """Whether a model that passes may be promoted. Default: unless the run's window is older than the champion's."""
 
 
+class Approve(StageParams):
+    """Ask a person whether a version that passed its gate may become the champion, and write the answer down."""
+
+    stage = "approve"
+    in_runtime = False
+    users: Names = ()
+    """The ids of the Airflow users who may answer. Default: everybody who may answer in this DAG."""
+    timeout: Duration = timedelta(days=3)
+    """How long the question waits. Silence means no."""
+    approved: bool | None = None
+    """The answer; without one the verdict is ``held``, with the question."""
+    by: str | None = None
+    """Who has answered; None where nobody did."""
+    why: str = ""
+    """What they said to it."""
+
+
 class Promote(StageParams):
     """Make a version that passed its gate the champion, by compare-and-set on the ledger."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import shlex
@@ -66,6 +67,22 @@ def test_run_tells_each_stage_and_promotes_in_a_real_registry(world: World) -> N
     assert [stage for stage, *_ in told if stage in stages] == list(stages)
     assert "window 2024-03" in done.stdout and "version 1" in done.stdout
     assert toy.registry_of(world.store, world.registry).ledger.champion() == "1"
+
+
+def test_run_waits_for_an_approval_and_goes_on_with_it(world: World) -> None:
+    where = ("--registry", world.registry.uri, "--store", world.store)
+    done = command("run", declared(world, approval={}), *where, cwd=world.folder)
+    assert done.returncode == 0, done.stderr
+    assert "the champion stays: version 1 waits for a person's approval" in done.stdout
+    (again,) = (line.strip() for line in done.stdout.splitlines() if line.endswith(" --approve"))
+    ledger = toy.registry_of(world.store, world.registry).ledger
+    assert ledger.entries() == []
+
+    done = command(*shlex.split(again)[1:], cwd=world.folder)
+
+    assert done.returncode == 0, done.stderr
+    approval, promotion = ledger.entries()
+    assert (approval.kind, approval.by, promotion.kind) == ("approval", getpass.getuser(), "promotion")
 
 
 def test_run_with_json_prints_one_object_and_nothing_else(world: World) -> None:

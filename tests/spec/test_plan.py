@@ -43,6 +43,13 @@ def test_the_stages_stand_in_their_order() -> None:
     assert [each.stage for each in predict_plan(pipeline())] == ["extract", "batch_predict"]
 
 
+def test_a_person_stands_between_the_gate_and_the_promotion_where_declared() -> None:
+    plan = train_plan(pipeline(approval={"users": "7", "timeout": "24h"}))
+    assert [each.stage for each in plan][-3:] == ["validate_model", "approve", "promote"]
+    assert plan[-1].inputs == {"version": ("register", "version"), "decision": ("approve", "decision")}
+    assert (plan[-2].params.users, plan[-2].params.timeout.total_seconds()) == (("7",), 86_400)  # type: ignore[attr-defined]
+
+
 def test_a_declared_search_stands_between_preparation_and_training() -> None:
     made = pipeline(
         data={"source": "a", "target": "y", "time": "at"},
