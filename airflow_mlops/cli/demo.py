@@ -220,7 +220,7 @@ class _Demo:
         self._links()
 
     def _auc(self, entry: Entry) -> tuple[str, str]:
-        decision = self.store.fetch_json(self.store.ref("decision", entry.decision, ".json"))
+        decision = self.store.fetch_json(self.store.ref("decision", entry.decision, ".json")) if entry.decision else {}
         compared = decision.get("comparison")
         if compared:
             return f"{compared['champion']:.4f}", f"{compared['challenger']:.4f}"
