@@ -74,8 +74,15 @@ with DAG("own", schedule=None) as dag:
 @pytest.mark.parametrize(
     ("text", "dags"),
     [
-        (DECLARED, ["toy.monitor", "toy.predict", "toy.train"]),
-        (FLEET, sorted(f"toy-{member:03}.{what}" for member in range(100) for what in ("monitor", "predict", "train"))),
+        (DECLARED, ["toy.monitor", "toy.predict", "toy.rollback", "toy.train"]),
+        (
+            FLEET,
+            sorted(
+                f"toy-{member:03}.{what}"
+                for member in range(100)
+                for what in ("monitor", "predict", "rollback", "train")
+            ),
+        ),
         (OWN, ["own"]),
     ],
     ids=["declared", "fleet", "own"],

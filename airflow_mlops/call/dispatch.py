@@ -32,6 +32,7 @@ STAGES: dict[str, type[params.StageParams]] = {
         params.ValidateModel,
         params.Approve,
         params.Promote,
+        params.Rollback,
         params.BatchPredict,
         params.Monitor,
         params.MonitorPredictions,

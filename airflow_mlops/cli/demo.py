@@ -23,6 +23,8 @@ from airflow_mlops.registry.requests import Recorded, Requests
 from airflow_mlops.registry.verdicts import Verdicts
 
 PIPELINE = "flights"
+DAGS = ("monitor", "predict", "rollback", "train")
+"""What the declaration makes."""
 FIRST = ("2013-01", "2013-02")
 MONTHS = ("2013-03", "2013-04", "2013-05", "2013-06", "2013-07", "2013-08", "2013-09")
 _FILES = ("flights.yaml", "flights_pipeline.py", "flights/__init__.py", "flights/features.py", "flights/schema.yaml")
@@ -120,7 +122,7 @@ class _Demo:
         errors = self.services.airflow("GET", "importErrors?limit=1")["import_errors"]
         if errors:
             raise ServiceError(f"the DAG file does not load:\n{errors[0]['stack_trace']}")
-        return len(found["dags"]) == 3
+        return len(found["dags"]) == len(DAGS)
 
     def _arrive(self, month: str) -> None:
         target = self.services.dags / "flights" / "data" / f"{month}.parquet"

@@ -1,4 +1,4 @@
-"""Arguments in, exit codes out. Airflow is imported by ``requests`` only, to ask where its store is."""
+"""Arguments in, exit codes out. Airflow is imported only to ask where its store and its MLflow are."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from airflow_mlops import __version__
+from airflow_mlops.cli.where import add_registry, add_store
 from airflow_mlops.errors import DeclarationError, MlopsError
 
 STATE_FOLDER = ".airflow-mlops"
@@ -144,10 +145,30 @@ def parser_of_commands() -> argparse.ArgumentParser:
     asked_for = commands.add_parser("requests", help="who asked to retrain a model, why, and what came of it")
     asked_for.add_argument("pipeline", metavar="PIPELINE", help="the pipeline's name")
     asked_for.add_argument("--json", action="store_true", help="print a JSON list, with every step of each request")
-    asked_for.add_argument(
-        "--store", metavar="URI", help="the artifact store (default: that of Airflow's configuration)"
-    )
+    add_store(asked_for)
     asked_for.set_defaults(handler=_requests)
+
+    history = commands.add_parser("history", help="what became of a model's versions, by what verdict and by whom")
+    history.add_argument("model", metavar="MODEL", help="the model's name, which is its pipeline's")
+    history.add_argument("--json", action="store_true", help="print a JSON list, with everything that is on record")
+    add_store(history)
+    history.set_defaults(handler=_history)
+
+    rollback = commands.add_parser("rollback", help="put an earlier champion back, with its preparation and reference")
+    rollback.add_argument("model", metavar="MODEL", help="the model's name, which is its pipeline's")
+    rollback.add_argument("--to", metavar="VERSION", help="a version that was the champion (default: the one before)")
+    rollback.add_argument("--reason", metavar="TEXT", required=True, help="why; it goes on record")
+    add_registry(rollback)
+    rollback.set_defaults(handler=_rollback)
+
+    registry = commands.add_parser("registry", help="whether MLflow's registry is what the ledger says")
+    kinds = registry.add_subparsers(dest="kind", metavar="COMMAND", required=True)
+    checked = kinds.add_parser("check", help="hold aliases and versions against the ledger: exit code 1 if they differ")
+    checked.add_argument("model", metavar="MODEL", nargs="?", help="the model's name (default: every model)")
+    checked.add_argument("--repair", action="store_true", help="make the aliases say what the ledger says")
+    checked.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    add_registry(checked)
+    checked.set_defaults(handler=_registry)
 
     calibrate = commands.add_parser(
         "calibrate", help="show a drift rule's false alarms and power on the source's history, before it is turned on"
@@ -246,6 +267,24 @@ def _requests(options: argparse.Namespace) -> int:
     from airflow_mlops.cli.requests import show
 
     return show(options)
+
+
+def _history(options: argparse.Namespace) -> int:
+    from airflow_mlops.cli.history import show
+
+    return show(options)
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    from airflow_mlops.cli.rollback import roll_back
+
+    return roll_back(options)
+
+
+def _registry(options: argparse.Namespace) -> int:
+    from airflow_mlops.cli.registry import check
+
+    return check(options)
 
 
 def _calibrate(options: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 from airflow_mlops.call.dispatch import stage_module
 from airflow_mlops.call.source import windows_of
 from airflow_mlops.call.store import Store
-from airflow_mlops.cli.history import History
+from airflow_mlops.cli.past import Past
 from airflow_mlops.cli.run import check, choose_declaration
 from airflow_mlops.errors import DataNotFoundError, DeclarationError
 from airflow_mlops.registry.advice import Advice, Standing, advise
@@ -61,7 +61,7 @@ def replay(options: argparse.Namespace, state: Path) -> int:
     start, windows, missing = windows_to_walk(declaration, options.first, options.last)
     with contextlib.redirect_stdout(sys.stderr):
         check(declaration, Store(str(root / "store")))
-        history = History(declaration, root)
+        history = Past(declaration, root)
         try:
             walks = [
                 walk(policy, history, start, windows, pipeline.data.settle)

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from airflow_mlops.call.store import Store
+from airflow_mlops.cli.where import store_of
 from airflow_mlops.errors import RegistryError
 from airflow_mlops.registry.policy import Recorded
 from airflow_mlops.registry.requests import Requests
@@ -18,7 +18,7 @@ def show(options: argparse.Namespace) -> int:
     Raises:
         RegistryError: when the store has none of that name.
     """
-    store = Store(_store(options))
+    store = store_of(options)
     found = Requests(store, options.pipeline).all()
     if options.json:
         print(json.dumps([as_json(each) for each in found], indent=2, ensure_ascii=False))
@@ -33,15 +33,6 @@ def show(options: argparse.Namespace) -> int:
     if not found:
         print(f"nothing has asked to retrain {options.pipeline}")
     return 0
-
-
-def _store(options: argparse.Namespace) -> str:
-    if options.store:
-        return str(options.store)
-    # Nothing but Airflow makes requests, so its configuration says where they are.
-    from airflow_mlops.hooks.mlflow import store_root
-
-    return store_root()
 
 
 def as_json(recorded: Recorded) -> dict[str, Any]:

@@ -50,6 +50,7 @@ _PROMOTE_HELP = (
     "Whether a model that passes its gate may be promoted. Empty: not in a backfill, nor for a window older than the "
     "champion's."
 )
+_VERSION_HELP = "A version that was the champion once. Empty: the one before this one."
 _START = "{{ ti.xcom_pull(task_ids='start') | tojson }}"
 """What the start task found. A template draws no arrow from it to every task of the graph."""
 _EXAMPLES = {
@@ -63,7 +64,7 @@ _EXAMPLES = {
 
 
 def build_dags(pipeline: Pipeline, base: str) -> dict[str, DAG]:
-    """Make the DAGs ``NAME.train``, ``NAME.monitor`` and ``NAME.predict``, and what else is declared.
+    """Make the DAGs ``NAME.train``, ``monitor``, ``predict`` and ``rollback``, and what else is declared.
 
     ``NAME.retrain`` asks a person; ``NAME.monitor_predictions`` and ``NAME.monitor_performance`` watch predictions.
 
@@ -72,6 +73,7 @@ def build_dags(pipeline: Pipeline, base: str) -> dict[str, DAG]:
         base: the folder that its relative paths start from.
     """
     dags = [_train_dag(pipeline, base), _monitor_dag(pipeline, base), _predict_dag(pipeline, base)]
+    dags.append(_rollback_dag(pipeline, base))
     dags += _predictions_dags(pipeline, base)
     if pipeline.retrain.mode == "suggest":
         dags.append(_retrain_dag(pipeline))
@@ -218,6 +220,27 @@ def _retrain_dag(pipeline: Pipeline) -> DAG:
         windows=pipeline.train.windows.last,
         estimator=pipeline.train.estimator or pipeline.train.function,
         upstream_models=_upstream(pipeline),
+    )
+    return dag
+
+
+def _rollback_dag(pipeline: Pipeline, base: str) -> DAG:
+    """By hand only: whoever triggers it says why."""
+    params = {
+        "version": Param(None, type=["null", "string"], description=_VERSION_HELP),
+        # Without a default the form does not let a run start before it is filled in.
+        "reason": Param(type="string", minLength=1, description="Why; it goes on record."),
+    }
+    dag = _dag(pipeline, "rollback", None, "Rollback", params)
+    common = _common(pipeline, base)
+    # Only the ledger and the registry are spoken to.
+    del common["backend"]
+    operators.RollbackModelOperator(
+        task_id="rollback",
+        dag=dag,
+        version="{{ params.version or '' }}",
+        reason="{{ params.reason }}",
+        **common,
     )
     return dag
 

@@ -477,10 +477,14 @@ class ValidateModelOperator(GateOperator):
 class PromoteModelOperator(StageOperator):
     """Make a version that passed its gate the champion, and update the asset ``x-mlops://PIPELINE/model``.
 
-    Without ``pipeline`` no asset is updated.
+    The verdict is not taken at its word: it is computed anew from the evidence that it names. Without ``pipeline`` no
+    asset is updated.
 
     :param version: the output of `RegisterModelOperator`. (templated)
-    :param decision: the output of `ValidateModelOperator`. (templated)
+    :param decision: the output of `ValidateModelOperator`, or of `ApproveModelOperator`. (templated)
+    :param gate: the gate that the evidence is put through, with the arguments of `ValidateModelOperator`. Default: the
+        one that the verdict names.
+    :param needs_approval: whether a person must have approved, by the ledger.
     """
 
     stage = stages.Promote
@@ -488,16 +492,69 @@ class PromoteModelOperator(StageOperator):
     inputs = ("version", "decision")
     ui_color = "#dcfce7"
 
-    def __init__(self, *, version: Any, decision: Any, pipeline: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        version: Any,
+        decision: Any,
+        gate: Mapping[str, Any] | None = None,
+        needs_approval: bool = False,
+        pipeline: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         if pipeline:
             kwargs.setdefault("outlets", [model_asset(pipeline)])
-        super().__init__(settings={"version": version, "decision": decision}, pipeline=pipeline, **kwargs)
+        gate = dict(gate) if gate is not None else None
+        settings = {"version": version, "decision": decision, "gate": gate, "needs_approval": needs_approval}
+        super().__init__(settings=settings, pipeline=pipeline, **kwargs)
 
     def finish(self, context: Context, outcome: Outcome) -> dict[str, Any]:
         """Tell those that wait for a new champion which one it is; nothing where it was the champion before."""
         if "unchanged" in outcome.info:
             # An outlet is updated by every success of its task, and no champion is new here.
             self.outlets = []
+        for outlet in self.outlets:
+            context["outlet_events"][outlet].extra = {"version": outcome.info["version"]}
+        return super().finish(context, outcome)
+
+
+class RollbackModelOperator(StageOperator):
+    """Put an earlier champion back, and update the asset ``x-mlops://PIPELINE/model``.
+
+    Its preparation and its drift reference come back with it, the ledger says who wanted it and why, and the retrain
+    policy's cooldown starts. A retry takes no second step; two runs go back two steps. Without ``pipeline`` no asset is
+    updated.
+
+    :param reason: why; it goes on record. (templated)
+    :param version: the version, which was the champion once. Default: the one before. (templated)
+    :param by: who wants it. Default: the user who has triggered the run. (templated)
+    """
+
+    stage = stages.Rollback
+    links = (RUN_URL, CARD_URL)
+    ui_color = "#fee2e2"
+    by: str | None
+
+    def __init__(
+        self,
+        *,
+        reason: str,
+        version: str | None = None,
+        by: str | None = None,
+        pipeline: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if pipeline:
+            kwargs.setdefault("outlets", [model_asset(pipeline)])
+        super().__init__(settings={"reason": reason, "version": version, "by": by}, pipeline=pipeline, **kwargs)
+
+    def make_call(self, context: Context, window: Window | None = None) -> Call:
+        """The Call, with who has triggered the run."""
+        self.by = self.by or getattr(context["dag_run"], "triggering_user_name", None)
+        return super().make_call(context, window)
+
+    def finish(self, context: Context, outcome: Outcome) -> dict[str, Any]:
+        """Tell those that wait for a new champion which one it is."""
         for outlet in self.outlets:
             context["outlet_events"][outlet].extra = {"version": outcome.info["version"]}
         return super().finish(context, outcome)

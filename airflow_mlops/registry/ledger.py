@@ -23,10 +23,11 @@ Kind = Literal["promotion", "rejection", "approval", "trial", "withdrawal", "dep
 person's no. ``trial`` gives a candidate traffic beside the champion, until a ``withdrawal`` or the next move ends it.
 ``deployment`` says that what serves was seen to follow.
 """
-_MOVES = frozenset({"promotion", "rollback"})
-_AGAINST = _MOVES | {"trial"}
+MOVES = frozenset({"promotion", "rollback"})
+"""What moves the champion."""
+_AGAINST = MOVES | {"trial"}
 """What was decided against a champion, and is void when that is no longer the champion."""
-_DECISIONS = _MOVES | {"rejection"}
+_DECISIONS = MOVES | {"rejection"}
 
 
 class Entry(BaseModel):
@@ -66,6 +67,24 @@ class Entry(BaseModel):
     """Where the version's model card is."""
     at: datetime
     """When, in UTC."""
+
+    @property
+    def told(self) -> str:
+        """What it did, in words."""
+        if self.kind in MOVES:
+            return f"version {self.version}: champion {self.champion_before or 'none'} -> {self.champion_after}"
+        stays = f"champion {self.champion_after} stays" if self.champion_after else "there is no champion still"
+        said = {
+            "rejection": f"version {self.version} was turned away: {stays}",
+            "approval": f"version {self.version} was approved of: {stays}",
+            "trial": f"version {self.version} answers {self.share}% of the requests beside champion "
+            f"{self.champion_after}"
+            if self.share
+            else f"version {self.version} is compared with champion {self.champion_after} in its shadow",
+            "withdrawal": f"version {self.version} is on trial no more: {stays}",
+            "deployment": f"version {self.version} is served by {self.target}",
+        }
+        return said[self.kind]
 
 
 class Traffic(NamedTuple):
@@ -108,7 +127,7 @@ class Ledger:
         """The entry that made the champion what it is, or None."""
         entries = self.entries()
         champion = _champion(entries)
-        return next((e for e in reversed(entries) if e.kind in _MOVES and e.champion_after == champion), None)
+        return next((e for e in reversed(entries) if e.kind in MOVES and e.champion_after == champion), None)
 
     def previous(self) -> str | None:
         """The version that a rollback puts back, or None."""
@@ -149,7 +168,7 @@ class Ledger:
         for entry in reversed(entries):
             if entry.kind == "trial":
                 return Traffic(len(entries), champion, entry.version, entry.share or 0)
-            if entry.kind in _MOVES or entry.kind == "withdrawal":
+            if entry.kind in MOVES or entry.kind == "withdrawal":
                 break
         return Traffic(len(entries), champion)
 
@@ -206,7 +225,7 @@ class Ledger:
                 version=version,
                 model=model,
                 champion_before=champion,
-                champion_after=version if kind in _MOVES else champion,
+                champion_after=version if kind in MOVES else champion,
                 decision=decision,
                 reasons=reasons,
                 requests=requests,

@@ -102,7 +102,7 @@ def train_plan(pipeline: Pipeline) -> tuple[Node, ...]:
     """
     data, prepare, train = pipeline.data, pipeline.prepare, pipeline.train
     split = prepare.split.model_copy(update={"by": prepare.split.by or ("time" if data.time else "random")})
-    gate = pipeline.validate_model
+    gate = _gate(pipeline)
     model: dict[str, Any] = {
         "target": data.target,
         "estimator": train.estimator,
@@ -151,7 +151,7 @@ def train_plan(pipeline: Pipeline) -> tuple[Node, ...]:
             {"test": ("prepare", "test"), "model": ("train", "model"), "report": ("validate_data", "report")},
         ),
         Node(
-            stages.ValidateModel(min=gate.min, max=gate.max, versus_champion=gate.versus_champion, seed=train.seed),
+            gate,
             {"evaluation": ("evaluate", "evaluation"), "version": ("register", "version")},
         ),
         *(Node(params, {**version, "decision": (before, "decision")}) for before, params in _follow_up(pipeline)),
@@ -161,10 +161,18 @@ def train_plan(pipeline: Pipeline) -> tuple[Node, ...]:
 def _follow_up(pipeline: Pipeline) -> Iterator[tuple[str, stages.StageParams]]:
     """What comes after the gate, each with the stage that it gets the decision from: a no keeps it to itself."""
     before = stages.ValidateModel.stage
-    for params in (_approve(pipeline), stages.Promote()):
+    promote = stages.Promote(gate=_gate(pipeline), needs_approval=pipeline.approval is not None)
+    for params in (_approve(pipeline), promote):
         if params is not None:
             yield before, params
             before = params.stage
+
+
+def _gate(pipeline: Pipeline) -> stages.ValidateModel:
+    limits = pipeline.validate_model
+    return stages.ValidateModel(
+        min=limits.min, max=limits.max, versus_champion=limits.versus_champion, seed=pipeline.train.seed
+    )
 
 
 def _approve(pipeline: Pipeline) -> stages.Approve | None:

@@ -9,7 +9,7 @@ import os
 from datetime import timedelta
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from airflow_mlops.spec.base import Callable, Duration, Estimator, Names, Section
 from airflow_mlops.spec.data_schema import DataSchema, load_schema
@@ -297,6 +297,29 @@ class Promote(StageParams):
 
     stage = "promote"
     in_runtime = False
+    gate: ValidateModel | None = None
+    """The gate that the verdict's evidence is put through once more. Default: the one that the verdict names."""
+    needs_approval: bool = False
+    """Whether a person must have approved, by the ledger."""
+
+
+class Rollback(StageParams):
+    """Put an earlier champion back, with its preparation and its drift reference."""
+
+    stage = "rollback"
+    in_runtime = False
+    version: str | None = None
+    """The version, which was the champion once. Default: the one before."""
+    reason: str
+    """Why; it goes on record."""
+    by: str | None = None
+    """The person who wants it; None where no person does."""
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _none_if_empty(cls, version: Any) -> Any:
+        # A form's empty field, and a template of it.
+        return str(version).strip() or None if isinstance(version, (str, int)) else version
 
 
 class BatchPredict(StageParams):

@@ -42,8 +42,9 @@ def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
     already = holder is not None and holder.tags.get(MODEL_DIGEST_TAG) == evaluation["model"]
     if holder is not None and already:
         champion = holder.version
-    verdict, comparison = judge(evaluation, lambda: _scored(evaluation, store), params, already=already)
+    verdict, comparison = judge(evaluation, lambda: scored_rows(evaluation, store), params, already=already)
     held = why_held(params.promote, call.window, registry.ledger.promotion())
+    held = held or _why_not_again(params.promote, registry.ledger.taken_away(evaluation["model"]))
     unchanged = already and verdict.passed
     if held and verdict.passed:
         verdict = Verdict(status="held", reasons=(*verdict.reasons, held))
@@ -117,7 +118,8 @@ def run(call: Call, params: ValidateModel, store: Store) -> Outcome:
     )
 
 
-def _scored(evaluation: dict[str, Any], store: Store) -> pa.Table:
+def scored_rows(evaluation: dict[str, Any], store: Store) -> pa.Table:
+    """The held-out rows that an evaluation has scored."""
     from airflow_mlops.stages.tables import read_table
 
     return read_table(store.ref("predictions", evaluation["predictions"], ".parquet"), store)
@@ -140,6 +142,16 @@ def why_held(promote: bool | None, window: Window | None, promotion: Entry | Non
     return (
         f"not promoted: this run is about the past window {window.key}, and champion {promotion.version} knows "
         f"{promotion.window}; to promote it all the same, run it with `promote: true`"
+    )
+
+
+def _why_not_again(promote: bool | None, taken_away: Entry | None) -> str | None:
+    """Why a model that a rollback took the title from does not get it back by being trained once more."""
+    if promote or taken_away is None:
+        return None
+    return (
+        f"not promoted: a rollback took the title from this very model ({'; '.join(taken_away.reasons)}); "
+        "to promote it all the same, run it with `promote: true`"
     )
 
 

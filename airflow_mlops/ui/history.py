@@ -59,8 +59,14 @@ _PENDING: Mapping[State, str] = {
     "asking": "for a person",
     "claimed": "in training",
 }
-_DAGS = ("train", "monitor", "monitor_predictions", "monitor_performance", "predict", "retrain")
-_DECISIONS: Mapping[str, Tone] = {"promotion": "good", "rejection": "bad"}
+_DAGS = ("train", "monitor", "monitor_predictions", "monitor_performance", "predict", "retrain", "rollback")
+_DECISIONS: Mapping[str, Tone] = {
+    "promotion": "good",
+    "approval": "good",
+    "rejection": "bad",
+    "withdrawal": "bad",
+    "rollback": "bad",
+}
 
 
 class Link(NamedTuple):

@@ -16,7 +16,7 @@ import yaml
 
 from airflow_mlops.call.store import Store
 from airflow_mlops.cli import main
-from airflow_mlops.cli.history import History
+from airflow_mlops.cli.past import Past
 from airflow_mlops.cli.replay import policies_of, settings_of
 from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.replay import walk
@@ -174,7 +174,7 @@ def test_a_replay_says_of_every_month_what_monitoring_says(live: Live, rule: dic
     store = str(live.world.folder / f"store-{last}-{RULES.index(rule)}")
     shutil.copytree(live.world.store, store)
     windows = [toy.month(key) for key in KEYS]
-    past = History(declaration, live.replay)
+    past = Past(declaration, live.replay)
     try:
         for at, window in enumerate(windows[1:], 1):
             toy.run_monitor(declaration, window, f"monitor-{at}", store, live.world.registry)
@@ -192,7 +192,7 @@ def test_the_metric_is_that_of_the_pipelines_own_model_on_the_window(live: Live)
 
     with pointed_at(live.world.registry.uri):
         model = mlflow.sklearn.load_model(live.model)
-    past = History(history(live.world.folder), live.replay)
+    past = Past(history(live.world.folder), live.replay)
     for key in KEYS[1:]:
         rows = pq.read_table(live.world.folder / "data" / f"{key}.parquet").to_pandas()
         expected = float((model.predict(rows) == rows["y"]).mean())

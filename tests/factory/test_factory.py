@@ -39,14 +39,14 @@ def dags_of(folder: Path, **sections: Any) -> dict[str, Any]:
     return {dag_id.removeprefix("toy."): dag for dag_id, dag in dags.items()}
 
 
-def test_airflow_finds_three_dags_in_a_file_of_two_lines(tmp_path: Path) -> None:
+def test_airflow_finds_four_dags_in_a_file_of_two_lines(tmp_path: Path) -> None:
     toy.declare(tmp_path)
     (tmp_path / "dag_file.py").write_text(FILE.format(pattern="toy.yaml"))
 
     bag = bag_of(tmp_path)
 
     assert bag.import_errors == {}
-    assert sorted(bag.dags) == ["toy.monitor", "toy.predict", "toy.train"]
+    assert sorted(bag.dags) == ["toy.monitor", "toy.predict", "toy.rollback", "toy.train"]
     assert {dag.fileloc for dag in bag.dags.values()} == {str(tmp_path / "dag_file.py")}
     assert {dag.folder for dag in bag.dags.values()} == {str(tmp_path)}
 
@@ -78,7 +78,7 @@ def test_several_pipelines_by_one_glob(tmp_path: Path) -> None:
 def test_several_pipelines_in_one_file(tmp_path: Path) -> None:
     body = yaml.safe_load((toy.declare(tmp_path) and tmp_path / "toy.yaml").read_text())
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump_all([{**body, "name": name} for name in ("one", "two")]))
-    assert len(load_dags("toy.yaml", {}, base=str(tmp_path))) == 6
+    assert len(load_dags("toy.yaml", {}, base=str(tmp_path))) == 8
 
 
 PYTHON = """
@@ -98,7 +98,7 @@ def test_a_pipeline_in_python_makes_the_same_dags(tmp_path: Path) -> None:
     bag = bag_of(tmp_path)
 
     assert bag.import_errors == {}
-    assert sorted(bag.dags) == ["churn.monitor", "churn.predict", "churn.train"]
+    assert sorted(bag.dags) == ["churn.monitor", "churn.predict", "churn.rollback", "churn.train"]
     extract = bag.dags["churn.train"].task_dict["extract"]
     assert extract.stage_params().source == str(tmp_path / "data" / "{window}.parquet")
 
@@ -174,7 +174,7 @@ def test_schedules(tmp_path: Path) -> None:
 
 def test_schedules_that_are_left_out(tmp_path: Path) -> None:
     dags = dags_of(tmp_path, schedule=None, retrain={"triggers": []}, data={"window": "month"})
-    assert [type(dag.timetable).__name__ for dag in dags.values()] == ["NullTimetable"] * 3
+    assert [type(dag.timetable).__name__ for dag in dags.values()] == ["NullTimetable"] * 4
 
     by_asset = dags_of(tmp_path, schedule=None, data={"window": "month"})["train"].timetable
     assert by_asset.asset_condition.uri == "x-mlops://toy/retrain"
@@ -195,7 +195,7 @@ def test_only_a_policy_that_suggests_has_a_dag_that_asks(tmp_path: Path) -> None
 
     dags = dags_of(tmp_path, schedule=None, retrain=retrain, train={"windows": {"last": 3}}, data={"window": "month"})
 
-    assert set(dags) == {"train", "monitor", "predict", "retrain"}
+    assert set(dags) == {"train", "monitor", "predict", "rollback", "retrain"}
     # What another pipeline has promoted is asked about too, and starts no training by itself.
     assert dags["train"].timetable.asset_condition.uri == "x-mlops://toy/retrain"
     asked = {asset.uri for asset in dags["retrain"].timetable.asset_condition.objects}
@@ -214,8 +214,11 @@ def test_what_a_person_sees(tmp_path: Path) -> None:
         assert dag.tags == {"mlops", what, "toy", "crm"}
         assert dag.doc_md.count("Who **leaves**?") == 1
         assert "source: data/{window}.parquet" in dag.doc_md
-        assert dag.params["window"] is None
-        assert "2013-03" in dag.params.get_param("window").description
+        if what == "rollback":
+            assert set(dag.params) == {"version", "reason"}
+        else:
+            assert dag.params["window"] is None
+            assert "2013-03" in dag.params.get_param("window").description
         for task in dag.tasks:
             assert (task.owner, task.retries, task.retry_delay) == ("growth", 5, timedelta(minutes=3))
     declared = dags["train"].doc_md.split("```yaml\n")[1].split("```")[0]
@@ -278,7 +281,7 @@ def test_a_file_with_mistakes_takes_no_other_file_s_dags_with_it(tmp_path: Path)
     bag = bag_of(tmp_path)
 
     assert not bag.import_errors
-    assert set(bag.dags) == {"fine.train", "fine.monitor", "fine.predict", "first.broken"}
+    assert set(bag.dags) == {"fine.train", "fine.monitor", "fine.predict", "fine.rollback", "first.broken"}
     broken = bag.dags["first.broken"]
     assert "first.yaml:2: pipeline 'first', stage 'data': unknown key 'sorce'" in broken.doc_md
     assert (broken.tags, broken.timetable.can_be_scheduled) == ({"mlops", "broken"}, False)
@@ -291,7 +294,7 @@ def test_a_name_taken_twice_and_a_pattern_that_finds_nothing(tmp_path: Path) -> 
         (tmp_path / folder).mkdir()
         toy.declare(tmp_path / folder)
     dags = load_dags("**/*.yaml", {}, base=str(tmp_path))
-    assert set(dags) == {"toy.train", "toy.monitor", "toy.predict", "toy.broken"}
+    assert set(dags) == {"toy.train", "toy.monitor", "toy.predict", "toy.rollback", "toy.broken"}
     assert dags["toy.train"].task_dict["start"].base == str(tmp_path / "a")
     assert "the name is taken in " in dags["toy.broken"].doc_md and "/a/toy.yaml:1" in dags["toy.broken"].doc_md
     with pytest.raises(DeclarationError, match="no such file; try: a path relative to the DAG file"):
@@ -318,5 +321,5 @@ def test_a_hundred_pipelines_are_made_in_moments(tmp_path: Path) -> None:
     """)
     (tmp_path / "many.yaml").write_text("".join(body.format(index) for index in range(100)))
     before = set(sys.modules)
-    assert len(load_dags("many.yaml", {}, base=str(tmp_path))) == 300
+    assert len(load_dags("many.yaml", {}, base=str(tmp_path))) == 400
     assert not {"sklearn.linear_model"} & (set(sys.modules) - before)

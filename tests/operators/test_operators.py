@@ -43,6 +43,7 @@ GIVEN: dict[str, Any] = {
     "labels": "labels/{window}.parquet",
     "key": ["id"],
     "estimator": "sklearn.linear_model.Ridge",
+    "reason": "wrong prices",
     **dict.fromkeys(("data", "train", "model", "test", "evaluation", "version", "decision"), REF),
 }
 
@@ -78,7 +79,7 @@ def test_the_defaults_are_those_of_the_stage(kind: Any) -> None:
     task = make(kind, base="/srv")
     given = {
         name: getattr(task, name)
-        for name in ("source", "target", "estimator", "space", "labels", "key")
+        for name in ("source", "target", "estimator", "space", "labels", "key", "reason")
         if name in own_arguments(kind)
     }
     expected = kind.stage.model_validate(given).resolved("/srv")

@@ -143,7 +143,8 @@ def test_members_stand_beside_other_documents(file: Path) -> None:
 def test_a_dag_for_every_member(file: Path) -> None:
     file.write_text(SHARED + "for_each: {country: [de, fr]}\n")
     dags = load_dags(str(file), {})
-    assert sorted(dags) == [f"churn_{c}.{what}" for c in ("de", "fr") for what in ("monitor", "predict", "train")]
+    each = ("monitor", "predict", "rollback", "train")
+    assert sorted(dags) == [f"churn_{c}.{what}" for c in ("de", "fr") for what in each]
     assert "source: data/de/{window}.parquet" in str(dags["churn_de.train"].doc_md)
 
 

@@ -373,3 +373,20 @@ def test_a_classifier_without_probabilities_is_measured_on_its_labels(world: Wor
     asked = toy.declare(world.folder, train=train, evaluate={"metrics": ["roc_auc"]})
     with pytest.raises(GateError, match=r"labels without probabilities.*allowed: .*accuracy"):
         toy.run_plan(asked, "2024-01", "second", world.store, world.registry)
+
+
+def test_a_verdict_that_only_claims_to_have_beaten_the_champion_cannot_promote(world: World) -> None:
+    """The bootstrap is run once more on the rows that the evaluation has scored."""
+    toy.months(world.folder, count=1000)
+    train(world)
+    worse = train(world, "b", "2024-02", train={"params": {"C": 1e-6}})
+    assert worse["validate_model"].verdict.status == "rejected"
+    store = Store(world.store)
+    decision = store.fetch_json(worse["validate_model"].outputs["decision"])
+    claimed = store.put_json({**decision, "status": "ok", "reasons": ["it is far better"]}, "decision")
+    declaration = toy.declare(world.folder, **{"prepare": RANDOM, "validate_model": EASY})
+    call = toy.next_call(declaration, "promote", worse, "2024-02", "b", world.store, world.registry)
+    before = toy.state_of(world)
+    with pytest.raises(GateError, match="put to the same evidence once more, says no: roc_auc"):
+        run(call.model_copy(update={"inputs": {**call.inputs, "decision": claimed}}))
+    assert toy.state_of(world) == before

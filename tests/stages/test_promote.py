@@ -10,7 +10,7 @@ import pytest
 
 from airflow_mlops.call import Call, Outcome, Store
 from airflow_mlops.call.dispatch import run
-from airflow_mlops.errors import GateError, ModelNotFoundError, PromotionConflictError
+from airflow_mlops.errors import GateError, ModelNotFoundError, PromotionConflictError, StoreError
 from airflow_mlops.registry import Request, Requests
 from tests import toy
 from tests.toy import World
@@ -136,6 +136,68 @@ def test_a_version_that_its_gate_did_not_pass_is_refused(world: World, status: s
     with pytest.raises(GateError, match="was not passed by its gate: it is better"):
         run(call)
     assert toy.state_of(world) == before
+
+
+@pytest.mark.parametrize(
+    ("forged", "said"),
+    [
+        ({"evaluation": None}, "names no evaluation"),
+        ({"params": {"min": {"roc_auc": 0.9}}}, "says no: roc_auc 0.8000 is below 0.9"),
+        ({"params": {"min": {"f1": 0.1}}}, "asks for 'f1', which was not evaluated; allowed: roc_auc"),
+    ],
+)
+def test_a_verdict_that_its_evidence_does_not_give_is_refused(
+    world: World, forged: dict[str, object], said: str
+) -> None:
+    first(world)
+    call = second(world, **forged)
+    before = toy.state_of(world)
+    with pytest.raises(GateError, match=said):
+        run(call)
+    assert toy.state_of(world) == before
+
+
+def test_evidence_about_another_champion_is_refused(world: World) -> None:
+    first(world)
+    other = Store(world.store).put_json(
+        {"model": "sha256:b", "champion": None, "primary": "roc_auc", "metrics": {"roc_auc": 0.8}}, "evaluation"
+    )
+    call = second(world, evaluation=other.digest)
+    before = toy.state_of(world)
+    with pytest.raises(GateError, match="about different models"):
+        run(call)
+    assert toy.state_of(world) == before
+
+
+def test_evidence_that_was_changed_since_is_refused(world: World) -> None:
+    call = toy.make_promotion(world, toy.make_version(world, "sha256:a"), None)
+    store = Store(world.store)
+    evaluation = store.ref("evaluation", store.fetch_json(call.inputs["decision"])["evaluation"], ".json")
+    text = Path(evaluation.uri).read_text()
+    Path(evaluation.uri).write_text(text.replace("0.8", "0.99"))
+    with pytest.raises(StoreError):
+        run(call)
+    assert toy.state_of(world)["ledger"] == []
+
+
+def test_the_declared_gate_counts_and_not_a_laxer_one_that_the_verdict_names(world: World) -> None:
+    first(world)
+    call = second(world)
+    strict = call.model_copy(update={"params": {"gate": {"min": {"roc_auc": 0.9}, "versus_champion": None}}})
+    with pytest.raises(GateError, match="roc_auc 0.8000 is below 0.9"):
+        run(strict)
+    assert run(call).info["version"] == "2"
+
+
+def test_where_a_person_must_approve_the_gate_alone_is_not_enough(world: World) -> None:
+    call = toy.make_promotion(world, toy.make_version(world, "sha256:a"), None, "first")
+    asking = call.model_copy(update={"params": {"needs_approval": True}})
+    with pytest.raises(GateError, match="nobody has approved of version 1 in this run"):
+        run(asking)
+    assert toy.state_of(world)["ledger"] == []
+    answer = {"approved": True, "by": "ann", "why": "ann approved"}
+    run(call.model_copy(update={"stage": "approve", "params": answer}))
+    assert run(asking).info["version"] == "1"
 
 
 def test_a_decision_about_another_model_is_refused(world: World) -> None:

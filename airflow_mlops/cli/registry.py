@@ -1,0 +1,50 @@
+"""``airflow-mlops registry check``: whether MLflow says of a model what the ledger says, and how to mend it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from airflow_mlops.cli.where import known_models, registry_in, require_model, store_of
+from airflow_mlops.registry.check import differences
+from airflow_mlops.registry.models import ModelRegistry
+
+
+def check(options: argparse.Namespace) -> int:
+    """Hold MLflow against the ledger of one model, or of all; with ``--repair`` make the aliases follow.
+
+    Returns:
+        0 when nothing differs, or everything that did was put right; else 1.
+    """
+    store = store_of(options)
+    if options.model:
+        require_model(store, options.model)
+    told: dict[str, dict[str, list[Any]]] = {}
+    left = 0
+    for model in [options.model] if options.model else known_models(store):
+        with registry_in(options, model) as ref:
+            registry = ModelRegistry(ref, store)
+            found = differences(registry)
+            repaired = options.repair and any(each.repairable for each in found)
+            if repaired:
+                registry.project()
+            still = differences(registry) if repaired else found
+        left += len(still)
+        told[model] = {
+            "differences": [each._asdict() for each in still],
+            "repaired": [each.what for each in found if each not in still],
+        }
+    if options.json:
+        print(json.dumps(told, indent=2))
+        return 1 if left else 0
+    for model, each in told.items():
+        if not each["differences"] and not each["repaired"]:
+            print(f"{model}: MLflow says what the ledger says")
+        for what in each["repaired"]:
+            print(f"{model}: put right: {what}")
+        for difference in each["differences"]:
+            print(f"{model}: {difference['what']}; try: {difference['fix']}")
+    if not told:
+        print(f"{store.root} has no ledger")
+    return 1 if left else 0

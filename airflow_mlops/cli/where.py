@@ -1,0 +1,72 @@
+"""Where a command finds the store and the registry: where it is told to look, else where Airflow does."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from airflow_mlops.backends.local import environment
+from airflow_mlops.call.store import Store
+from airflow_mlops.call.wire import RegistryRef
+from airflow_mlops.errors import RegistryError
+
+_CONTEXT = "_AIRFLOW_PROCESS_CONTEXT"
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """Let a command be told the store."""
+    parser.add_argument("--store", metavar="URI", help="the artifact store (default: that of Airflow's configuration)")
+
+
+def add_registry(parser: argparse.ArgumentParser) -> None:
+    """Let a command be told the store and the registry."""
+    add_store(parser)
+    parser.add_argument(
+        "--registry",
+        metavar="URI",
+        help="MLflow's tracking URI (default: $MLFLOW_TRACKING_URI, else Airflow's connection mlflow_default)",
+    )
+
+
+def store_of(options: argparse.Namespace) -> Store:
+    """The store that a command was told, or that of Airflow's configuration."""
+    from airflow_mlops.hooks.mlflow import store_root
+
+    return Store(options.store or store_root())
+
+
+def known_models(store: Store) -> list[str]:
+    """The models that have a ledger."""
+    return store.names("ledger")
+
+
+def require_model(store: Store, model: str) -> None:
+    """See that a model has a ledger.
+
+    Raises:
+        RegistryError: when it has none; with the names of those that do.
+    """
+    known = known_models(store)
+    if model not in known:
+        raise RegistryError(
+            f"{store.root} has no ledger of {model!r}", allowed=", ".join(known) or None, fix="--store URI"
+        )
+
+
+@contextmanager
+def registry_in(options: argparse.Namespace, model: str) -> Iterator[RegistryRef]:
+    """The registry of a model; inside, its credentials are in the environment, where MLflow's clients look."""
+    uri = options.registry or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        yield RegistryRef(uri=uri, model=model, experiment=model)
+        return
+    from airflow_mlops.hooks.mlflow import MlflowHook
+
+    hook = MlflowHook()
+    # Airflow opens its own database only to a process that says it belongs to the servers; this one runs beside them.
+    with environment({_CONTEXT: "server"}):
+        ref, secrets = hook.registry(model), hook.environment()
+    with environment(secrets):
+        yield ref
