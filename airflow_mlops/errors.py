@@ -15,6 +15,8 @@
     ├── StoreError                  an artifact is missing or is not what its digest says
     │   ├── StoreFullError          no room for what is written
     │   └── StoreUnreachableError   (worth a retry)
+    ├── DeploymentError             what serves does not do as the ledger says
+    │   └── TrialFailedError        a candidate on trial broke a rule, and was withdrawn
     └── BackendError                a job could not be carried
         ├── JobCancelledError
         ├── JobLostError            (worth a retry)
@@ -151,6 +153,14 @@ class StoreUnreachableError(StoreError):
     """The store does not answer."""
 
     retryable = True
+
+
+class DeploymentError(MlopsError):
+    """What serves does not do as the ledger says."""
+
+
+class TrialFailedError(DeploymentError):
+    """A candidate on trial broke a rule, and was withdrawn."""
 
 
 class BackendError(MlopsError):

@@ -161,6 +161,41 @@ def parser_of_commands() -> argparse.ArgumentParser:
     add_registry(rollback)
     rollback.set_defaults(handler=_rollback)
 
+    serving = commands.add_parser(
+        "serve",
+        help="serve a model's champion over HTTP, by MLflow's scoring protocol",
+        description="Follows the ledger: promotions, rollbacks and trials take effect within seconds, and no answer is "
+        "lost. Predictions are logged where monitoring reads them.",
+    )
+    serving.add_argument("model", metavar="MODEL", help="the model's name, which is its pipeline's")
+    serving.add_argument("--port", type=int, default=8080, metavar="N", help="0: a free one (default: %(default)s)")
+    serving.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="(default: %(default)s)")
+    serving.add_argument("--version", metavar="N", help="serve this version only, whatever the ledger says later")
+    serving.add_argument("--digest", metavar="SHA256", help="what its model must be (default: what the ledger knows)")
+    serving.add_argument("--api-key-file", metavar="FILE", help="a file with the key that requests must bring")
+    serving.add_argument(
+        "--max-body", default="16MiB", metavar="SIZE", help="the largest request (default: %(default)s)"
+    )
+    serving.add_argument(
+        "--timeout", type=float, default=30.0, metavar="S", help="seconds a request may take (default: %(default)s)"
+    )
+    serving.add_argument(
+        "--flush",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="seconds between two writings of the predictions: what a crash may lose (default: %(default)s)",
+    )
+    serving.add_argument(
+        "--log-to", default="", metavar="URI", help="the folder of predictions (default: the pipeline's)"
+    )
+    serving.add_argument("--no-log", action="store_true", help="log no predictions")
+    serving.add_argument(
+        "--allow-pickle", action="store_true", help="load models written with cloudpickle, which run code when loaded"
+    )
+    add_registry(serving)
+    serving.set_defaults(handler=_serve)
+
     registry = commands.add_parser("registry", help="whether MLflow's registry is what the ledger says")
     kinds = registry.add_subparsers(dest="kind", metavar="COMMAND", required=True)
     checked = kinds.add_parser("check", help="hold aliases and versions against the ledger: exit code 1 if they differ")
@@ -279,6 +314,12 @@ def _rollback(options: argparse.Namespace) -> int:
     from airflow_mlops.cli.rollback import roll_back
 
     return roll_back(options)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from airflow_mlops.cli.serve import serve
+
+    return serve(options)
 
 
 def _registry(options: argparse.Namespace) -> int:

@@ -162,6 +162,7 @@ def run_plan(
     said: dict[str, dict[str, Any]] = {
         GATE: {"promote": promote},
         "approve": {"approved": True, "by": approved_by} if approved_by else {},
+        "trial": {"wait": True},
     }
     plan = tuple(node._replace(params=node.params.model_copy(update=said.get(node.stage, {}))) for node in plan)
     root = Store(store)

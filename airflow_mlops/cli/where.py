@@ -32,9 +32,11 @@ def add_registry(parser: argparse.ArgumentParser) -> None:
 
 def store_of(options: argparse.Namespace) -> Store:
     """The store that a command was told, or that of Airflow's configuration."""
+    if options.store:
+        return Store(options.store)
     from airflow_mlops.hooks.mlflow import store_root
 
-    return Store(options.store or store_root())
+    return Store(store_root())
 
 
 def known_models(store: Store) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, CronTriggerTimetable, Param
 
+from airflow_mlops.operators import deployment
 from airflow_mlops.operators import stages as operators
 from airflow_mlops.operators.approval import ApproveModelOperator, ApproveRetrainingOperator
 from airflow_mlops.operators.assets import model_asset, retrain_asset, suggestion_asset
@@ -36,8 +37,11 @@ _OPERATORS: dict[str, type[Any]] = {
         operators.RegisterModelOperator,
         operators.EvaluateModelOperator,
         operators.ValidateModelOperator,
+        deployment.ValidateServingOperator,
         ApproveModelOperator,
+        deployment.TrialModelOperator,
         operators.PromoteModelOperator,
+        deployment.DeployModelOperator,
         operators.BatchPredictOperator,
     )
 }
@@ -235,7 +239,7 @@ def _rollback_dag(pipeline: Pipeline, base: str) -> DAG:
     common = _common(pipeline, base)
     # Only the ledger and the registry are spoken to.
     del common["backend"]
-    operators.RollbackModelOperator(
+    deployment.RollbackModelOperator(
         task_id="rollback",
         dag=dag,
         version="{{ params.version or '' }}",

@@ -2,6 +2,12 @@
 
 from airflow_mlops.operators.approval import ApproveModelOperator, ApproveRetrainingOperator
 from airflow_mlops.operators.assets import model_asset, predictions_asset, retrain_asset, suggestion_asset
+from airflow_mlops.operators.deployment import (
+    DeployModelOperator,
+    RollbackModelOperator,
+    TrialModelOperator,
+    ValidateServingOperator,
+)
 from airflow_mlops.operators.stages import (
     BatchPredictOperator,
     EvaluateModelOperator,
@@ -9,7 +15,6 @@ from airflow_mlops.operators.stages import (
     PrepareDataOperator,
     PromoteModelOperator,
     RegisterModelOperator,
-    RollbackModelOperator,
     TrainModelOperator,
     TuneModelOperator,
     ValidateDataOperator,
@@ -21,6 +26,7 @@ __all__ = [
     "ApproveModelOperator",
     "ApproveRetrainingOperator",
     "BatchPredictOperator",
+    "DeployModelOperator",
     "EvaluateModelOperator",
     "ExtractDataOperator",
     "PrepareDataOperator",
@@ -29,9 +35,11 @@ __all__ = [
     "RollbackModelOperator",
     "StartRunOperator",
     "TrainModelOperator",
+    "TrialModelOperator",
     "TuneModelOperator",
     "ValidateDataOperator",
     "ValidateModelOperator",
+    "ValidateServingOperator",
     "model_asset",
     "predictions_asset",
     "retrain_asset",

@@ -518,48 +518,6 @@ class PromoteModelOperator(StageOperator):
         return super().finish(context, outcome)
 
 
-class RollbackModelOperator(StageOperator):
-    """Put an earlier champion back, and update the asset ``x-mlops://PIPELINE/model``.
-
-    Its preparation and its drift reference come back with it, the ledger says who wanted it and why, and the retrain
-    policy's cooldown starts. A retry takes no second step; two runs go back two steps. Without ``pipeline`` no asset is
-    updated.
-
-    :param reason: why; it goes on record. (templated)
-    :param version: the version, which was the champion once. Default: the one before. (templated)
-    :param by: who wants it. Default: the user who has triggered the run. (templated)
-    """
-
-    stage = stages.Rollback
-    links = (RUN_URL, CARD_URL)
-    ui_color = "#fee2e2"
-    by: str | None
-
-    def __init__(
-        self,
-        *,
-        reason: str,
-        version: str | None = None,
-        by: str | None = None,
-        pipeline: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if pipeline:
-            kwargs.setdefault("outlets", [model_asset(pipeline)])
-        super().__init__(settings={"reason": reason, "version": version, "by": by}, pipeline=pipeline, **kwargs)
-
-    def make_call(self, context: Context, window: Window | None = None) -> Call:
-        """The Call, with who has triggered the run."""
-        self.by = self.by or getattr(context["dag_run"], "triggering_user_name", None)
-        return super().make_call(context, window)
-
-    def finish(self, context: Context, outcome: Outcome) -> dict[str, Any]:
-        """Tell those that wait for a new champion which one it is."""
-        for outlet in self.outlets:
-            context["outlet_events"][outlet].extra = {"version": outcome.info["version"]}
-        return super().finish(context, outcome)
-
-
 class BatchPredictOperator(StageOperator):
     """Score rows with the champion, write one partition, and update the asset ``x-mlops://PIPELINE/predictions``.
 

@@ -61,6 +61,8 @@ class Entry(BaseModel):
     """Of a trial: how many of a hundred requests the candidate answers; 0 where its answers are only compared."""
     target: str | None = None
     """Of a trial and of a deployment: where it is served."""
+    until: datetime | None = None
+    """Of a trial: when it ends by itself, should the run that watches it be lost."""
     window: str | None = None
     """The window that the version's training ended with."""
     card: str | None = None
@@ -166,9 +168,9 @@ class Ledger:
         entries = self.entries()
         champion = _champion(entries)
         for entry in reversed(entries):
-            if entry.kind == "trial":
+            if entry.kind == "trial" and (entry.until is None or datetime.now(UTC) < entry.until):
                 return Traffic(len(entries), champion, entry.version, entry.share or 0)
-            if entry.kind in MOVES or entry.kind == "withdrawal":
+            if entry.kind in MOVES or entry.kind in ("trial", "withdrawal"):
                 break
         return Traffic(len(entries), champion)
 
@@ -201,6 +203,7 @@ class Ledger:
         by: str | None = None,
         share: int | None = None,
         target: str | None = None,
+        until: datetime | None = None,
         window: str | None = None,
         card: str | None = None,
     ) -> Entry:
@@ -233,6 +236,7 @@ class Ledger:
                 by=by,
                 share=share,
                 target=target,
+                until=until,
                 window=window,
                 card=card,
                 at=datetime.now(UTC),

@@ -13,7 +13,7 @@ from airflow_mlops.sensors.base import MonitorSensor
 from airflow_mlops.spec import stages
 from airflow_mlops.spec.base import format_duration
 
-_PARTITION = "window={window}/predictions.parquet"
+_PARTITION = "window={window}/*.parquet"
 
 
 class PredictionDriftSensor(MonitorSensor):

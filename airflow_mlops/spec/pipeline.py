@@ -281,6 +281,48 @@ class Monitor(Section):
     """How long to wait for the window's data."""
 
 
+class Canary(Section):
+    """A share of the requests for the candidate, until it has stood long enough."""
+
+    canary: int = Field(ge=1, le=99)
+    """How many of a hundred requests the candidate answers."""
+
+
+class RollbackOn(Section):
+    """What ends a candidate's trial: it is withdrawn, and the run fails with the reason."""
+
+    error_rate: float | None = Field(0.02, ge=0, lt=1)
+    """The share of its requests that may fail."""
+    disagreement: float | None = Field(None, ge=0, lt=1)
+    """With ``shadow``: the share of rows that it may answer otherwise than the champion. Default: any."""
+    p99_ms: float | None = Field(None, gt=0)
+    """What one answer in a hundred may take at most, in milliseconds. Default: any time."""
+
+
+class Deploy(Section):
+    """How a version that passed its gate comes to be served."""
+
+    target: str = "local"
+    """Where: a name entered in the entry points ``airflow_mlops.deployments``. ``local`` is ``airflow-mlops serve``."""
+    strategy: Literal["replace", "shadow"] | Canary = "replace"
+    """``replace`` serves it when it is promoted. ``{canary: 10}`` gives it ten of a hundred requests first, and
+    ``shadow`` asks it beside the champion and returns the champion's answers only."""
+    bake: Duration = timedelta(minutes=10)
+    """How long a canary or shadow must hold before it is promoted."""
+    min_requests: int = Field(100, ge=1)
+    """How many requests (of a shadow: rows) it must have seen by then; until it has, the trial goes on."""
+    timeout: Duration = timedelta(days=1)
+    """How long it may take to see them."""
+    rollback_on: RollbackOn = RollbackOn()
+    """What ends the trial before that."""
+    max_latency_ms: float | None = Field(None, gt=0)
+    """What one answer in a hundred, to one row, may take at most before it is deployed at all. Default: any time."""
+    max_size: Size | None = None
+    """How large the model's files may be. Default: any size."""
+    tolerance: float = Field(1e-6, ge=0)
+    """How far a served number may lie from what training saw, in absolute value or, above 1, as a share."""
+
+
 class ModelTrigger(Section):
     """Retrain when another pipeline has promoted a model."""
 
@@ -423,6 +465,8 @@ class Pipeline(Section):
     """The gate."""
     approval: Approval | None = None
     """The person between the gate and the promotion. Default: what passes its gate is promoted."""
+    deploy: Deploy | None = None
+    """How a new champion comes to be served. Default: nothing is asked to serve it."""
     monitor: Monitor = Monitor()
     """How the champion is watched."""
     retrain: Retrain = Retrain()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from airflow_mlops.errors import DeclarationError
 from airflow_mlops.spec import stages
 from airflow_mlops.spec.load import dump_pipeline
-from airflow_mlops.spec.pipeline import Pipeline
+from airflow_mlops.spec.pipeline import Canary, Pipeline
 
 
 class Node(NamedTuple):
@@ -155,6 +155,7 @@ def train_plan(pipeline: Pipeline) -> tuple[Node, ...]:
             {"evaluation": ("evaluate", "evaluation"), "version": ("register", "version")},
         ),
         *(Node(params, {**version, "decision": (before, "decision")}) for before, params in _follow_up(pipeline)),
+        *_deploy(pipeline),
     )
 
 
@@ -162,7 +163,7 @@ def _follow_up(pipeline: Pipeline) -> Iterator[tuple[str, stages.StageParams]]:
     """What comes after the gate, each with the stage that it gets the decision from: a no keeps it to itself."""
     before = stages.ValidateModel.stage
     promote = stages.Promote(gate=_gate(pipeline), needs_approval=pipeline.approval is not None)
-    for params in (_approve(pipeline), promote):
+    for params in (_validate_serving(pipeline), _approve(pipeline), _trial(pipeline), promote):
         if params is not None:
             yield before, params
             before = params.stage
@@ -175,15 +176,53 @@ def _gate(pipeline: Pipeline) -> stages.ValidateModel:
     )
 
 
+def _validate_serving(pipeline: Pipeline) -> stages.ValidateServing | None:
+    deploy = pipeline.deploy
+    if deploy is None:
+        return None
+    told = {name: getattr(deploy, name) for name in ("target", "tolerance", "max_latency_ms", "max_size")}
+    return stages.ValidateServing(**told)
+
+
+def _trial(pipeline: Pipeline) -> stages.Trial | None:
+    deploy = pipeline.deploy
+    if deploy is None or deploy.strategy == "replace":
+        return None
+    return stages.Trial(
+        target=deploy.target,
+        share=deploy.strategy.canary if isinstance(deploy.strategy, Canary) else 0,
+        bake=deploy.bake,
+        min_requests=deploy.min_requests,
+        timeout=deploy.timeout,
+        error_rate=deploy.rollback_on.error_rate,
+        disagreement=deploy.rollback_on.disagreement,
+        max_p99_ms=deploy.rollback_on.p99_ms,
+    )
+
+
+def _deploy(pipeline: Pipeline) -> tuple[Node, ...]:
+    deploy = pipeline.deploy
+    if deploy is None:
+        return ()
+    return (
+        Node(stages.Deploy(target=deploy.target, tolerance=deploy.tolerance), {"champion": ("promote", "champion")}),
+    )
+
+
 def _approve(pipeline: Pipeline) -> stages.Approve | None:
     asked = pipeline.approval
     return stages.Approve(users=asked.users, timeout=asked.timeout) if asked else None
 
 
+def kept_columns(pipeline: Pipeline) -> tuple[str, ...]:
+    """The columns that are kept beside predictions: keys and the time."""
+    data = pipeline.data
+    return tuple(dict.fromkeys((*data.key, *((data.time,) if data.time else ()))))
+
+
 def predict_plan(pipeline: Pipeline) -> tuple[Node, ...]:
     """The stages from raw rows to predictions."""
-    data = pipeline.data
-    keep = tuple(dict.fromkeys((*data.key, *((data.time,) if data.time else ()))))
+    keep = kept_columns(pipeline)
     return (
         Node(_extract(pipeline, 1)),
         Node(

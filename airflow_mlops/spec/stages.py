@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from airflow_mlops.spec.base import Callable, Duration, Estimator, Names, Section
+from airflow_mlops.spec.base import Callable, Duration, Estimator, Names, Section, Size
 from airflow_mlops.spec.data_schema import DataSchema, load_schema
 from airflow_mlops.spec.metrics import Task
 from airflow_mlops.spec.pipeline import DataDrift, PredictionDrift, Pruner, Sampler, Split, VersusChampion
@@ -290,6 +290,61 @@ class Approve(StageParams):
     """Who has answered; None where nobody did."""
     why: str = ""
     """What they said to it."""
+
+
+class ValidateServing(StageParams):
+    """Serve the candidate in a clean process, and hold what it answers against what training saw."""
+
+    stage = "validate_serving"
+    in_runtime = False
+    target: str = "local"
+    """Where it will be served: a name entered in the entry points ``airflow_mlops.deployments``."""
+    tolerance: float = Field(1e-6, ge=0)
+    """How far a served number may lie from what training saw, in absolute value or, above 1, as a share."""
+    max_latency_ms: float | None = Field(None, gt=0)
+    """What one answer in a hundred, to one row, may take at most, in milliseconds. Default: any time."""
+    max_size: Size | None = None
+    """How large the model's files may be. Default: any size."""
+    timeout: Duration = timedelta(minutes=2)
+    """How long the server may take to come up."""
+
+
+class Trial(StageParams):
+    """Give a candidate a share of the traffic beside the champion, or compare it in the champion's shadow."""
+
+    stage = "trial"
+    in_runtime = False
+    target: str = "local"
+    """Where it is served: a name entered in the entry points ``airflow_mlops.deployments``."""
+    share: int = Field(0, ge=0, le=99)
+    """How many of a hundred requests it answers; ``0``: its answers are only compared, and never returned."""
+    bake: Duration = timedelta(minutes=10)
+    """How long it must hold."""
+    min_requests: int = Field(100, ge=1)
+    """How many requests, or compared rows, it must have seen by then; until it has, the trial goes on."""
+    timeout: Duration = timedelta(days=1)
+    """How long it may take to see them."""
+    error_rate: float | None = Field(0.02, ge=0, lt=1)
+    """The share of its requests that may fail."""
+    disagreement: float | None = Field(None, ge=0, lt=1)
+    """The share of compared rows that it may answer otherwise than the champion. Default: any."""
+    max_p99_ms: float | None = Field(None, gt=0)
+    """What one answer in a hundred may take at most, in milliseconds. Default: any time."""
+    wait: bool = False
+    """Whether the stage waits until the trial is over; else its verdict is ``held`` until then."""
+
+
+class Deploy(StageParams):
+    """See that what serves follows the ledger and answers as training did; else put the champion before back."""
+
+    stage = "deploy"
+    in_runtime = False
+    target: str = "local"
+    """Where it is served: a name entered in the entry points ``airflow_mlops.deployments``."""
+    tolerance: float = Field(1e-6, ge=0)
+    """How far a served number may lie from what training saw, in absolute value or, above 1, as a share."""
+    timeout: Duration = timedelta(minutes=2)
+    """How long what serves may take to follow."""
 
 
 class Promote(StageParams):

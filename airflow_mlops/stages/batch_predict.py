@@ -7,6 +7,7 @@ start: a promotion meanwhile mixes no versions.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 from airflow_mlops.call.code import told
 from airflow_mlops.call.store import Store, digest_of_file, reaching
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
-from airflow_mlops.errors import CodeError, DataNotFoundError, MlopsError, SchemaError, StoreError
+from airflow_mlops.errors import CodeError, DataNotFoundError, MlopsError, SchemaError
 from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.spec.stages import BatchPredict
@@ -30,6 +31,8 @@ from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.tables import require_columns, schema_id
 
 FILE = "predictions.parquet"
+SERVED = re.compile(r"served-.+\.parquet")
+"""The files beside it that a server writes."""
 STAMPS = ("model", "model_version", "run", "window")
 """The columns that say of every row where it comes from."""
 _BATCH_ROWS = 32_768
@@ -70,7 +73,7 @@ def run(call: Call, params: BatchPredict, store: Store) -> Outcome:
 
 
 def read_predictions(destination: str, window: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The predictions of a window, in batches of bounded rows.
+    """The predictions of a window, those of a run and those that were served, in batches of bounded rows.
 
     Args:
         destination: the folder of predictions, as a path or any fsspec URI.
@@ -80,15 +83,18 @@ def read_predictions(destination: str, window: str, columns: list[str] | None = 
     Raises:
         DataNotFoundError: when nothing was predicted for the window.
     """
-    uri = Store(destination).uri(*_partition(window))
-    try:
+    store = Store(destination)
+    folder, _ = _partition(window)
+    names = [name for name in store.names(folder) if name == FILE or SERVED.fullmatch(name)]
+    if not names:
+        raise DataNotFoundError(
+            f"there are no predictions {store.uri(folder)}", fix="run the pipeline's predict DAG, or serve the model"
+        )
+    for name in names:
+        uri = store.uri(folder, name)
         with reaching(uri), fsspec.open(uri, "rb") as file, pq.ParquetFile(file) as source:
             for batch in source.iter_batches(_BATCH_ROWS, columns=columns):
                 yield pa.Table.from_batches([batch])
-    except StoreError as error:
-        if not isinstance(error.__cause__, FileNotFoundError):
-            raise
-        raise DataNotFoundError(f"there are no predictions {uri}", fix="run the pipeline's predict DAG") from error
 
 
 def _partition(window: str) -> tuple[str, str]:
@@ -114,7 +120,7 @@ def _write(
     try:
         for batch in source.iter_batches(_BATCH_ROWS):
             table = pa.Table.from_batches([batch])
-            columns = {name: table[name] for name in keep} | _score(model, table)
+            columns = {name: table[name] for name in keep} | score_rows(model, table)
             columns |= {name: pa.repeat(value, table.num_rows) for name, value in stamps.items()}
             scored = pa.table(columns)
             with reaching(str(file)):
@@ -133,7 +139,7 @@ def _write(
     return rows, writer.schema
 
 
-def _score(model: Model, table: pa.Table) -> dict[str, Any]:
+def score_rows(model: Model, table: pa.Table) -> dict[str, Any]:
     """The prediction, and for a classifier the probability of each class (of the positive one where there are two)."""
     facts = model.facts
     rows = raw_rows(table, facts)

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from airflow_mlops.call.code import code_scope
 from airflow_mlops.call.store import digest_of_file
+from airflow_mlops.call.wire import digest_of
 from airflow_mlops.errors import CodeError, ModelNotFoundError, RegistryUnreachableError, SchemaError, StoreError
 from airflow_mlops.spec.metrics import Task
 from airflow_mlops.stages.tables import require_columns, type_of
@@ -66,6 +67,10 @@ TRUSTED_TYPES = frozenset(
     }
 )
 """Types of scikit-learn, scipy and numpy that hold numbers and run nothing, and that skops does not trust by itself."""
+
+
+_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "does not exist", "No such", "404 Client Error", "ensure that the path")
+"""In what words MLflow's stores say that an artifact is not there."""
 
 
 class Facts(BaseModel):
@@ -125,12 +130,21 @@ def trusted_types(data: Any, code: Path | None) -> list[str]:
     return trusted
 
 
-def model_digest(file: Path) -> str:
-    """The digest of a model file's content.
+def model_digest(file: Path, code: Path | None = None) -> str:
+    """The digest of a model's content: of its file and, where it has code of its own beside it, of that too.
 
     A skops file names its parts by memory addresses; they are numbered in the order they appear, so that equal models
     have equal digests. Of any other format the bytes count.
     """
+    own = _file_digest(file)
+    if code is None or not code.is_dir():
+        return own
+    files = sorted(each for each in code.rglob("*") if each.is_file() and "__pycache__" not in each.parts)
+    told = [[each.relative_to(code).as_posix(), digest_of_file(each)] for each in files]
+    return digest_of([own, told])
+
+
+def _file_digest(file: Path) -> str:
     if file.suffix != ".skops":
         return digest_of_file(file)
     with zipfile.ZipFile(file) as archive:
@@ -170,9 +184,7 @@ def _fetched(what: str, target: Path, **where: str) -> Path:
         return Path(mlflow.artifacts.download_artifacts(dst_path=str(target), **where))
     except (OSError, mlflow.exceptions.MlflowException) as error:
         text = str(error)
-        if isinstance(error, FileNotFoundError) or any(
-            sign in text for sign in ("RESOURCE_DOES_NOT_EXIST", "does not exist", "No such", "404 Client Error")
-        ):
+        if isinstance(error, FileNotFoundError) or any(sign in text for sign in _NOT_THERE):
             raise ModelNotFoundError(
                 f"{what} is not there: it was removed, or never made by airflow_mlops",
                 fix="train a model with a pipeline, and let it be promoted",
@@ -198,6 +210,11 @@ class Model:
         return tuple(sorted(file.read_text(encoding="utf-8").split())) if file.exists() else ()
 
     @property
+    def size(self) -> int:
+        """The bytes of its files, its code among them."""
+        return sum(file.stat().st_size for file in self._folder.rglob("*") if file.is_file())
+
+    @property
     def python(self) -> str | None:
         """The version of Python that it was trained with."""
         file = self._folder / "python_env.yaml"
@@ -221,8 +238,13 @@ class Model:
 
 
 @contextmanager
-def loaded(facts: Facts, target: Path) -> Iterator[Model]:
+def loaded(facts: Facts, target: Path, *, allow_pickle: bool = True) -> Iterator[Model]:
     """Load a model with its own code, whatever other code of the same name is loaded, for as long as the scope lasts.
+
+    Args:
+        facts: what is known about it.
+        target: a folder to fetch it to.
+        allow_pickle: whether one that was written with cloudpickle, and runs code when it is read, may be.
 
     Raises:
         ModelNotFoundError: when it is gone.
@@ -235,7 +257,7 @@ def loaded(facts: Facts, target: Path) -> Iterator[Model]:
 
     folder = _fetched(f"the model {facts.model_uri}", target, artifact_uri=facts.model_uri)
     file = next((each for each in folder.iterdir() if each.suffix in (".skops", ".pkl")), None)
-    if file is None or model_digest(file) != facts.model_digest:
+    if file is None or model_digest(file, folder / "code") != facts.model_digest:
         raise StoreError(
             f"the model at {facts.model_uri} is not the one that was trained: its digest differs",
             fix="somebody has changed the file: train again with cache: false, or after airflow-mlops cache prune",
@@ -244,6 +266,11 @@ def loaded(facts: Facts, target: Path) -> Iterator[Model]:
     with code_scope(code if code.is_dir() else None) as scope:
         if file.suffix == ".skops":
             estimator = skops_io.load(file, trusted=trusted_types(file, scope))
+        elif not allow_pickle:
+            raise CodeError(
+                f"the model at {facts.model_uri} was written with cloudpickle, which runs code when it is read",
+                fix="--allow-pickle, or train.serialization: skops and train again",
+            )
         else:
             import cloudpickle
 

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import mlflow
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call
-from airflow_mlops.errors import DataError, RegistryUnreachableError
+from airflow_mlops.errors import DataNotFoundError, RegistryUnreachableError
 from airflow_mlops.registry.mlflow_api import Version
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.spec.window import Grain, Window, last_windows, parse_key
@@ -44,27 +45,27 @@ def folder_of(destination: str | None, call: Call, store: Store) -> str:
 def predicted(destination: str, call: Call, registry: ModelRegistry, columns: Sequence[str] = ()) -> Predicted:
     """The predictions of a Call's window: the columns asked for that are there, and all that the model said.
 
+    Where several versions have answered in the window, they are those of the champion or, where it has none, of the
+    version with the most. What a version said in another one's shadow is left out: nobody got to see it.
+
     Raises:
         DataNotFoundError: when nothing was predicted for the window.
-        DataError: when they are of several versions.
     """
     window = call.window.key if call.window else "all"
     tables = []
     for batch in read_predictions(destination, window):
         names = batch.column_names
         wanted = [name for name in names if name in columns or name == "model_version" or said(name)]
-        tables.append(batch.select(wanted))
-    table = pa.concat_tables(tables)
-    versions = table["model_version"].unique().to_pylist()
-    if len(versions) != 1:
-        raise DataError(
-            f"the predictions of {window} are of versions {', '.join(map(str, versions))}",
-            allowed="one version a window, as the predict DAG writes them",
-            fix="run the predict DAG for the window again",
-        )
-    table = table.drop_columns(["model_version"])
-    version = registry.api.version(registry.ref.model, str(versions[0]))
+        shown = batch.filter(pc.not_equal(batch["role"], "shadow")) if "role" in names else batch
+        tables.append(shown.select(wanted))
+    table = pa.concat_tables(tables, promote_options="default")
     champion = registry.ledger.champion()
+    counts = {str(each["values"]): each["counts"] for each in table["model_version"].value_counts().to_pylist()}
+    if not counts:
+        raise DataNotFoundError(f"nobody has got a prediction of {window}: all were compared in a shadow")
+    chosen = champion if champion in counts else max(counts, key=lambda each: counts[each])
+    table = table.filter(pc.equal(table["model_version"], chosen)).drop_columns(["model_version"])
+    version = registry.api.version(registry.ref.model, chosen)
     return Predicted(table, version, None if champion == version.version else champion)
 
 

@@ -36,6 +36,7 @@ from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
 from airflow_mlops.spec.metrics import Task
 from airflow_mlops.spec.stages import ModelParams, Train
 from airflow_mlops.stages import skops_io
+from airflow_mlops.stages.golden import GOLDEN, write_golden
 from airflow_mlops.stages.model_io import (
     DECLARATION,
     FACTS,
@@ -95,6 +96,8 @@ def run(call: Call, params: Train, store: Store) -> Outcome:
         facts = _log_model(model, facts, params, frame[columns].head(_EXAMPLE_ROWS), run_id, code, Path(folder))
         hashes = np.unique(row_hashes(frame[list(hash_columns)]))
         _write_bundle(Path(folder, "mlops"), facts, hashes, call, params, store)
+        with user_code("the model"):
+            write_golden(Path(folder, GOLDEN), model, frame[columns], facts)
         try:
             mlflow.MlflowClient().log_artifacts(run_id, str(Path(folder, "mlops")), "mlops")
         except (OSError, mlflow.exceptions.MlflowException) as error:
@@ -357,7 +360,7 @@ def _log_model(
             # It reads what it has written, which finds more than writing.
             raise _not_for_skops(error.__cause__ or error) from error
         raise RegistryUnreachableError(f"MLflow does not take the model: {error}") from error
-    digest = model_digest(file) if skops_format else _logged_digest(logged.model_uri)
+    digest = model_digest(file, code) if skops_format else _logged_digest(logged.model_uri)
     return facts.model_copy(update={"model_uri": logged.model_uri, "model_digest": digest})
 
 
@@ -373,7 +376,7 @@ def _logged_digest(uri: str) -> str:
     """The digest of a pickled model: of the very bytes that were logged."""
     with tempfile.TemporaryDirectory() as target:
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
-        return model_digest(next(each for each in folder.iterdir() if each.suffix == ".pkl"))
+        return model_digest(next(each for each in folder.iterdir() if each.suffix == ".pkl"), folder / "code")
 
 
 def _requirements(params: Train) -> list[str]:

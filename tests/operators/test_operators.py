@@ -44,7 +44,7 @@ GIVEN: dict[str, Any] = {
     "key": ["id"],
     "estimator": "sklearn.linear_model.Ridge",
     "reason": "wrong prices",
-    **dict.fromkeys(("data", "train", "model", "test", "evaluation", "version", "decision"), REF),
+    **dict.fromkeys(("data", "train", "model", "test", "evaluation", "version", "decision", "champion"), REF),
 }
 
 

@@ -187,3 +187,24 @@ def test_a_call_carries_the_schema_and_not_its_path(tmp_path: Path) -> None:
 def test_a_schema_that_is_not_there_is_told_by_its_path(tmp_path: Path) -> None:
     with pytest.raises(DeclarationError, match=rf"{os.path.join(tmp_path, 'no.yaml')}: cannot be read"):
         ValidateData(data_schema="no.yaml").resolved(str(tmp_path))
+
+
+def test_a_deployment_is_validated_before_the_person_and_followed_after_the_promotion() -> None:
+    def stages(**sections: Any) -> list[str]:
+        plan = train_plan(pipeline(**sections))
+        return [each.stage for each in plan][-5:]
+
+    assert stages(deploy={})[-4:] == ["validate_model", "validate_serving", "promote", "deploy"]
+    canary = {"strategy": {"canary": 10}, "bake": "2m", "rollback_on": {"error_rate": 0.1}}
+    assert stages(deploy=canary) == ["validate_model", "validate_serving", "trial", "promote", "deploy"]
+    plan = train_plan(pipeline(deploy=canary, approval={}))
+    assert [each.stage for each in plan][-5:] == ["validate_serving", "approve", "trial", "promote", "deploy"]
+    trial = plan[-3].params
+    assert (trial.share, trial.error_rate, trial.target) == (10, 0.1, "local")  # type: ignore[attr-defined]
+    # Each hands the gate's decision on, and a no keeps it to itself.
+    assert [each.inputs.get("decision") for each in plan[-5:-1]] == [
+        (before, "decision") for before in ("validate_model", "validate_serving", "approve", "trial")
+    ]
+    assert plan[-1].inputs == {"champion": ("promote", "champion")}
+    shadow = train_plan(pipeline(deploy={"strategy": "shadow"}))
+    assert shadow[-3].params.share == 0  # type: ignore[attr-defined]

@@ -1,0 +1,128 @@
+"""Deployment: what serves is seen to follow the ledger, and to answer as training did; else the champion goes back."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from airflow_mlops.call.store import Store
+from airflow_mlops.call.wire import Call, Outcome, Verdict
+from airflow_mlops.deployments import Deployment, Endpoint, deployment_of
+from airflow_mlops.errors import DeploymentError, MlopsError, ModelNotFoundError
+from airflow_mlops.registry.mlflow_api import pointed_at
+from airflow_mlops.registry.models import ModelRegistry
+from airflow_mlops.registry.serving import Serving
+from airflow_mlops.spec.stages import Deploy
+from airflow_mlops.stages.golden import GOLDEN, differences, read_golden
+from airflow_mlops.stages.model_io import download, read_facts
+from airflow_mlops.stages.outcome import outcome_of
+from airflow_mlops.stages.register import version_of
+
+log = logging.getLogger(__name__)
+
+_LOOK = 0.5
+
+
+def run(call: Call, params: Deploy, store: Store) -> Outcome:
+    """Wait until everything that serves answers with the champion, ask it golden rows, and write the ledger.
+
+    Where nothing serves there is nothing to follow: the verdict is ``warn``.
+
+    Raises:
+        DeploymentError: when what serves does not follow, or answers otherwise; a champion that this run has promoted
+            has given way to the one before.
+    """
+    ref = call.input("champion")
+    version = version_of(ref)
+    registry = ModelRegistry.of(call, store)
+    target = deployment_of(params.target)
+    target.follow(registry.ref, store)
+    info: dict[str, str | None] = {"version": version}
+    if registry.ledger.champion() != version:
+        reason = f"version {version} is the champion no more: nothing is deployed"
+        return outcome_of(call, verdict=Verdict(status="warn", reasons=(reason,)), info=info)
+    servers = await_followed(target, registry, store, version, params.timeout.total_seconds())
+    if not servers:
+        reason = f"nothing serves {registry.ref.model!r} now; airflow-mlops serve {registry.ref.model} starts a server"
+        return outcome_of(call, verdict=Verdict(status="warn", reasons=(reason,)), info=info)
+    problems = [f"{each.url}: {_behind(each, version)}" for each in servers if _behind(each, version)]
+    problems += _asked(params, registry, version, [each for each in servers if not _behind(each, version)])
+    if problems:
+        raise _taken_back(call, registry, target, store, version, problems)
+    urls = ", ".join(each.url for each in servers)
+    reason = f"version {version} is served by {len(servers)} of {len(servers)}: {urls}"
+    registry.ledger.record(
+        "deployment",
+        version=version,
+        champion_before=version,
+        model=ref.digest,
+        reasons=(reason,),
+        run=call.run,
+        target=params.target,
+        window=call.window.key if call.window else None,
+    )
+    return outcome_of(call, verdict=Verdict(reasons=(reason,)), metrics={"servers": float(len(servers))}, info=info)
+
+
+def await_followed(
+    target: Deployment, registry: ModelRegistry, store: Store, version: str, seconds: float
+) -> list[Serving]:
+    """What serves the model, once all of it answers with a version, or as it stands when the time is up."""
+    until = time.monotonic() + seconds
+    while True:
+        servers = target.live(registry.ref, store)
+        if all(not _behind(each, version) for each in servers) or time.monotonic() > until:
+            return servers
+        time.sleep(_LOOK)
+
+
+def _behind(server: Serving, version: str) -> str | None:
+    """Why a server does not serve a version alone; None where it does."""
+    if server.champion == version and server.candidate is None:
+        return None
+    return server.problem or f"it still answers with version {server.champion or 'none'}"
+
+
+def _asked(params: Deploy, registry: ModelRegistry, version: str, servers: Sequence[Serving]) -> list[str]:
+    """What servers answer to golden rows otherwise than training saw, in words."""
+    run_id = registry.api.version(registry.ref.model, version).run_id
+    with tempfile.TemporaryDirectory() as folder, pointed_at(registry.ref.uri):
+        try:
+            golden = read_golden(download(run_id, GOLDEN, Path(folder)))
+        except ModelNotFoundError:
+            log.warning("version %s has no golden rows: what it answers is not looked at", version)
+            return []
+        regression = read_facts(run_id, Path(folder, "facts")).task == "regression"
+    problems = []
+    for server in servers:
+        try:
+            with Endpoint(server.url) as endpoint:
+                answer = endpoint.ask(golden.columns, golden.rows)
+        except MlopsError as error:
+            problems.append(error.what)
+            continue
+        found = differences(golden, answer, params.tolerance, regression=regression)
+        if answer.version not in ("", version):
+            found.append(f"version {answer.version} answered")
+        problems += [f"{server.url}: {each}" for each in found]
+    return problems
+
+
+def _taken_back(
+    call: Call, registry: ModelRegistry, target: Deployment, store: Store, version: str, problems: list[str]
+) -> DeploymentError:
+    """Put the champion before back, if this run has made the new one; the error tells."""
+    why = f"version {version} is not served as it should be: {'; '.join(problems)}"
+    promotion = registry.ledger.promotion()
+    if promotion is None or promotion.run != call.run or registry.ledger.previous() is None:
+        return DeploymentError(
+            why, fix=f"airflow-mlops rollback {registry.ref.model} --reason TEXT, or mend the servers"
+        )
+    entry = registry.roll_back(reason=why, run=call.run)
+    target.follow(registry.ref, store)
+    return DeploymentError(
+        f"{why}; version {entry.version} is the champion again", fix="train anew when the cause is found"
+    )

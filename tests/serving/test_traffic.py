@@ -1,0 +1,257 @@
+"""Trials, the log, and what happens when something else is down."""
+
+from __future__ import annotations
+
+import http.client
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from airflow_mlops.spec import performance_node, prediction_drift_node
+from tests import toy
+from tests.serving.client import Served, ledger, move
+from tests.toy import World
+
+
+@contextmanager
+def trial(world: World, share: int) -> Iterator[tuple[str, str]]:
+    """The champion, and the other version on trial."""
+    champion = str(ledger(world).champion())
+    candidate = "1" if champion == "2" else "2"
+    move(world, "trial", candidate, f"trial-{time.time_ns()}", share=share, decision=f"t{time.time_ns()}")
+    try:
+        yield champion, candidate
+    finally:
+        move(world, "withdrawal", candidate, f"over-{time.time_ns()}", decision=f"w{time.time_ns()}")
+
+
+def test_a_canary_answers_its_share_and_a_routing_key_always_gets_the_same(served: Served) -> None:
+    table = toy.rows("2024-03", 1)
+    with trial(served.world, 30) as (champion, candidate):
+        served.follows(champion, candidate)
+        answered = Counter(served.predict(table).version for _ in range(300))
+        assert set(answered) == {champion, candidate}
+        # Three standard deviations of 300 draws at 0.3 are 24.
+        assert 60 <= answered[candidate] <= 120
+        for key in map(str, range(20)):
+            assert len({served.predict(table, x_routing_key=key).version for _ in range(3)}) == 1
+    served.follows(champion)
+    assert {served.predict(table).version for _ in range(30)} == {champion}
+
+
+def test_a_shadow_is_compared_and_never_returned(served: Served) -> None:
+    table = toy.rows("2024-03", 50)
+    with trial(served.world, 0) as (champion, candidate):
+        served.follows(champion, candidate)
+        for _ in range(4):
+            assert served.predict(table).version == champion
+        served.wait(lambda: served.health()["versions"][candidate]["compared"] == 200)
+        disagreements = served.health()["versions"][candidate]["disagreements"]
+        assert 0 < disagreements < 200 and disagreements % 4 == 0
+    served.follows(champion)
+
+
+def test_predictions_are_logged_with_what_monitoring_needs(served: Served) -> None:
+    table = toy.rows("2024-03", 20)
+    reply = served.predict(table, x_request_id="r1")
+    served.predict(toy.rows("2024-02", 5), x_request_id="r2")
+    served.wait(lambda: served.health()["logged"] == 25)
+    logged = served.logged("2024-03")
+    assert logged["id"].to_pylist() == table["id"].to_pylist()
+    assert logged["at"].to_pylist() == table["at"].to_pylist()
+    assert logged["probability"].to_pylist() == reply.body["probabilities"]["1"]
+    assert logged["prediction"].to_pylist() == reply.body["predictions"]
+    assert logged["input.amount"].to_pylist() == table["amount"].to_pylist()
+    for name, value in {
+        "request": "r1",
+        "model_version": reply.version,
+        "role": "champion",
+        "window": "2024-03",
+        "model": served.world.registry.model,
+        "run": f"serving/{served.ready['server']}",
+    }.items():
+        assert set(logged[name].to_pylist()) == {value}
+    # Another window's rows lie in its own partition, and files do not grow in number with every flush.
+    assert served.logged("2024-02").num_rows == 5
+    for _ in range(3):
+        before = served.health()["logged"]
+        served.predict(table)
+        served.wait(lambda before=before: served.health()["logged"] == before + 20)
+    folder = Path(served.world.store, "predictions", served.world.registry.model, "window=2024-03")
+    assert len(list(folder.glob(f"served-{served.ready['server']}-*"))) == 1
+
+
+def test_a_crash_loses_no_more_than_what_was_not_flushed(trained: World) -> None:
+    table = toy.rows("2024-03", 10)
+    with Served(trained, "--flush", "0.2") as server:
+        for _ in range(5):
+            server.predict(table)
+        server.wait(lambda: server.health()["logged"] == 50)
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait()
+        time.sleep(1.0)  # the version's process ends by itself when its input does, and writes what it has
+        assert server.logged("2024-03").num_rows == 50
+
+
+def test_while_the_store_is_away_answers_go_on_and_rows_wait(trained: World, tmp_path: Path) -> None:
+    target = tmp_path / "predictions"
+    target.write_text("a file where a folder belongs")
+    table = toy.rows("2024-03", 10)
+    with Served(trained, "--flush", "0.2", "--log-to", str(target)) as server:
+        assert server.predict(table).status == 200
+        told = server.wait(lambda: (found := server.health())["problem"] and found)
+        assert told["state"] == "degraded" and "predictions are not logged" in told["problem"]
+        assert server.predict(table).status == 200
+        target.unlink()
+        server.wait(lambda: server.health()["logged"] == 20)
+        assert server.health()["state"] == "ok" and server.health()["dropped"] == 0
+
+
+def test_the_loop_is_closed_with_real_traffic(world: World) -> None:
+    """Served rows are what the sensors of predictions and performance judge; a canary's and a shadow's are left out."""
+    toy.months(world.folder, ("2024-01", "2024-02"), 2000)
+    toy.months(world.folder, ("2024-03",), 2000, shift=2.0)
+    monitor = {"prediction_drift": {}, "performance": {"min_labels": 100}}
+    declaration = toy.declare(
+        world.folder, world.registry.model, monitor=monitor, validate_model={"versus_champion": None}
+    )
+    toy.run_plan(declaration, "2024-01", "jan", world.store, world.registry)
+    with Served(world, "--flush", "0.2") as server:
+        for month in ("2024-02", "2024-03"):
+            table = toy.rows(month, 2000, shift=2.0 if month == "2024-03" else 0.0).drop_columns(["y"])
+            for start in range(0, 2000, 250):
+                assert server.predict(table.slice(start, 250)).status == 200
+        server.wait(lambda: server.health()["logged"] == 4000)
+
+    def judge(month: str, node: object) -> object:
+        return toy.run_monitor(declaration, month, f"judge-{month}", world.store, world.registry, node).verdict
+
+    assert judge("2024-02", prediction_drift_node).status == "ok"
+    assert judge("2024-03", prediction_drift_node).status == "drift"
+    performance = judge("2024-02", performance_node)
+    assert performance.status == "ok", performance.reasons
+
+
+@pytest.fixture
+def own_mlflow(tmp_path: Path) -> Iterator[tuple[World, list[subprocess.Popen[bytes]]]]:
+    """A registry on an MLflow server of its own, which the test may end."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    folder = tmp_path / "mlflow"
+    folder.mkdir()
+    servers: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        servers.append(
+            subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
+                    *("--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
+                    *("--artifacts-destination", str(folder / "artifacts")),
+                ],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        )
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            try:
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+                connection.request("GET", "/health")
+                if connection.getresponse().status == 200:
+                    return
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError("MLflow did not start")
+
+    import os
+
+    start()
+    world = World(tmp_path, str(tmp_path / "store"), toy.registry_ref(f"http://127.0.0.1:{port}", "own"))
+    try:
+        yield world, servers
+    finally:
+        for server in servers:
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGKILL)
+                server.wait()
+
+
+def test_with_mlflow_down_it_serves_what_it_has_and_says_so(
+    own_mlflow: tuple[World, list[subprocess.Popen[bytes]]],
+) -> None:
+    import os
+
+    world, servers = own_mlflow
+    toy.months(world.folder)
+    declaration = toy.declare(world.folder, "own", validate_model={"versus_champion": None})
+    for month in ("2024-01", "2024-02"):
+        toy.run_plan(declaration, month, month, world.store, world.registry)
+    digest = ledger(world).digest("1")
+    table = toy.rows("2024-03", 5)
+    with Served(world, env={"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}) as server:
+        before = server.predict(table)
+        os.killpg(servers[0].pid, signal.SIGKILL)
+        servers[0].wait()
+        # A swap that MLflow cannot bring: the ledger, which needs no MLflow, says version 1.
+        ledger(world).record(
+            "rollback", version="1", champion_before="2", model=digest, reasons=("by a test",), run="down"
+        )
+        told = server.wait(lambda: "version 1 cannot be loaded" in str((found := server.health())["problem"]) and found)
+        assert told["state"] == "degraded"
+        after = server.predict(table)
+        assert (after.status, after.version, after.body) == (200, "2", before.body)
+    # Nor can another one be started meanwhile, and that is said.
+    late = Served(world, env={"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}, start=False)
+    late.launch()
+    assert late.process.wait(60) == 1
+    assert "own" in late.said() or "127.0.0.1" in late.said()
+    late.stop()
+
+
+def test_a_pickle_is_refused_unless_it_is_allowed(world: World) -> None:
+    toy.months(world.folder)
+    declaration = toy.declare(world.folder, world.registry.model, train={"serialization": "cloudpickle"})
+    toy.run_plan(declaration, "2024-01", "jan", world.store, world.registry)
+    server = Served(world, start=False)
+    server.launch()
+    assert server.process.wait(60) == 1
+    assert "written with cloudpickle, which runs code when it is read" in server.said()
+    assert "--allow-pickle" in server.said()
+    server.stop()
+    with Served(world, "--allow-pickle") as allowed:
+        assert allowed.predict(toy.rows("2024-03", 3)).status == 200
+
+
+def test_a_model_s_code_that_was_changed_is_refused(world: World) -> None:
+    """The digest that the ledger knows is of the code beside the model as well."""
+    toy.package(world.folder, "own", "def build(frame):\n    return frame[['amount', 'age']].fillna(0.0)\n")
+    toy.months(world.folder)
+    declaration = toy.declare(world.folder, world.registry.model, prepare={"features": "own.features:build"})
+    outcomes = toy.run_plan(declaration, "2024-01", "jan", world.store, world.registry)
+    with Served(world) as server:
+        assert server.predict(toy.rows("2024-03", 3)).status == 200
+    import mlflow
+    import requests
+
+    model = outcomes["train"].outputs["model"].uri.removeprefix("models:/")
+    location = mlflow.MlflowClient(world.registry.uri).get_logged_model(model).artifact_location
+    base = f"{world.registry.uri}/api/2.0/mlflow-artifacts/artifacts/{location.partition(':/')[2].lstrip('/')}"
+    file = f"{base}/code/own/features.py"
+    assert "fillna" in requests.get(file, timeout=30).text
+    changed = "def build(frame):\n    return frame[['amount', 'age']] * 0.0\n"
+    requests.put(file, data=changed, timeout=30).raise_for_status()
+    server = Served(world, start=False)
+    server.launch()
+    assert server.process.wait(60) == 1
+    assert "its digest differs" in server.said(), server.said()
+    server.stop()
