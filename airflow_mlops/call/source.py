@@ -101,6 +101,13 @@ def stamp_of(source: str, window: Window | None) -> str | None:
     return digest_of(told)[7:23]
 
 
+def written_at(file: str) -> float:
+    """When a file was last written, in seconds since 1970, as its file system tells."""
+    with reaching(file):
+        fs, path = url_to_fs(file)
+        return age_of(fs.info(path))
+
+
 def fingerprint(source: str, windows: Sequence[Window]) -> str:
     """The digest of what the files of these windows hold (of all files, where the source has no ``{window}``).
 

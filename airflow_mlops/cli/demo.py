@@ -21,9 +21,10 @@ from airflow_mlops.cli.services import ServiceError, Services
 from airflow_mlops.registry.ledger import Entry, Ledger
 from airflow_mlops.registry.requests import Recorded, Requests
 from airflow_mlops.registry.verdicts import Verdicts
+from airflow_mlops.serving.traffic import send_file
 
 PIPELINE = "flights"
-DAGS = ("monitor", "predict", "rollback", "train")
+DAGS = ("monitor", "monitor_predictions", "predict", "rollback", "train")
 """What the declaration makes."""
 FIRST = ("2013-01", "2013-02")
 MONTHS = ("2013-03", "2013-04", "2013-05", "2013-06", "2013-07", "2013-08", "2013-09")
@@ -76,7 +77,10 @@ def _lay_out(dags: Path, target: Path) -> None:
 
 
 def _stay(services: Services) -> None:
-    print(f"\nThe servers stay up: Airflow {services.airflow_url}  MLflow {services.mlflow_url}\nCtrl-C ends them.")
+    print(
+        f"\nThe servers stay up: Airflow {services.airflow_url}  MLflow {services.mlflow_url}  "
+        f"model {services.server_url}\nCtrl-C ends them."
+    )
     try:
         while True:
             services.check()
@@ -93,7 +97,8 @@ class _Demo:
         self.began = time.monotonic()
         self.store = Store(str(services.store))
         self.ledger, self.requests = Ledger(self.store, PIPELINE), Requests(self.store, PIPELINE)
-        self.verdicts = Verdicts(self.store, PIPELINE)
+        self.verdicts = Verdicts(self.store, PIPELINE, "data_drift")
+        self.predictions = Verdicts(self.store, PIPELINE, "prediction_drift")
         self.starts: dict[str, float] = {}
 
     def say(self, line: str) -> None:
@@ -114,6 +119,9 @@ class _Demo:
         self._wait_for_training(run_id)
         entry = self.ledger.entries()[-1]
         self.say(f"  version {entry.version} is the champion: {'; '.join(entry.reasons)}")
+        self.say("serving the champion")
+        services.start_server(PIPELINE)
+        self.say(f"  the model server answers: {services.server_url}")
         for month in months:
             self._month(month)
 
@@ -131,7 +139,10 @@ class _Demo:
         os.replace(beside, target)
 
     def _month(self, month: str) -> None:
-        """Let a month arrive; wait for the verdict, and for the retraining it leads to."""
+        """Let a month be asked about and arrive; wait for the verdicts, and for the retraining it leads to."""
+        asked = send_file(self.services.server_url, self.dags / "flights" / "data" / f"{month}.parquet")
+        answered = ", ".join(f"{count:,} by version {version}" for version, count in sorted(asked.items()))
+        self.say(f"{month}: predictions asked for as the flights depart: {answered}")
         self._arrive(month)
         arrived = time.time()
         self.say(f"{month} has arrived")
@@ -139,8 +150,15 @@ class _Demo:
         verdict = self.verdicts.of_window(month)[-1]
         reasons = verdict["reasons"]
         self.say(f"  {verdict['status']}: {'; '.join(reasons[:3])}{' ...' if len(reasons) > 3 else ''}")
-        if verdict["status"] != "drift":
-            return
+        if verdict["status"] == "drift":
+            self._retraining(month, arrived)
+        monitor = f"{PIPELINE}.monitor_predictions"
+        self._wait(monitor, lambda: bool(self.predictions.of_window(month)), _VERDICT_SECONDS)
+        said = self.predictions.of_window(month)[-1]
+        self.say(f"  predictions: {said['status']}: {'; '.join(said['reasons'][:2])}")
+
+    def _retraining(self, month: str, arrived: float) -> None:
+        """Wait for the retraining that a month leads to, and for what serves to follow."""
         self._wait(f"{PIPELINE}.monitor", lambda: self._request(month) is not None, 60)
         self._wait(f"{PIPELINE}.train", lambda: self._claimed(month) is not None, 120)
         run_id = str(self._claimed(month)).partition("/")[2]
@@ -148,8 +166,9 @@ class _Demo:
         self.starts[month] = _seconds(run["start_date"]) - arrived
         self.say(f"  retraining started {self.starts[month]:.0f} s after the data had arrived")
         self._wait_for_training(run_id)
-        entry = self.ledger.entries()[-1]
-        self.say(f"  version {entry.version}: {entry.kind}: {'; '.join(entry.reasons)}")
+        for entry in self.ledger.entries():
+            if entry.run == f"{PIPELINE}.train/{run_id}":
+                self.say(f"  version {entry.version}: {entry.kind}: {'; '.join(entry.reasons)}")
 
     def _request(self, month: str) -> Recorded | None:
         for recorded in self.requests.all():
@@ -190,12 +209,17 @@ class _Demo:
 
     def show(self) -> None:
         """Print what happened in each month, and where to look."""
-        entries = {entry.window: entry for entry in self.ledger.entries()}
+        outcomes = {"promotion": "promoted", "rejection": "rejected"}
+        entries = {entry.window: entry for entry in self.ledger.entries() if entry.kind in outcomes}
         rows = [
-            ("month", "rows", "verdict", "moved", "request", "champion", "AUC champion", "AUC challenger", "outcome")
+            (
+                *("month", "rows", "data", "moved", "predictions", "request", "champion"),
+                *("AUC champion", "AUC challenger", "outcome"),
+            )
         ]
         first = self.ledger.entries()[0]
-        rows.append((FIRST[-1], "", "", "", "", f"- -> {first.champion_after}", "", self._auc(first)[1], "promoted"))
+        auc = self._auc(first)[1]
+        rows.append((FIRST[-1], "", "", "", "", "", f"- -> {first.champion_after}", "", auc, "promoted"))
         for verdict in self.verdicts.all():
             entry = entries.get(verdict["window"])
             asked = self._request(verdict["window"])
@@ -205,10 +229,11 @@ class _Demo:
                     f"{verdict['rows']:,}",
                     verdict["status"],
                     ", ".join(verdict["moved"]) or "-",
+                    said[-1]["status"] if (said := self.predictions.of_window(verdict["window"])) else "-",
                     f"{asked.request.id[:8]} {asked.state}" if asked else "-",
                     f"{entry.champion_before} -> {entry.champion_after}" if entry else str(verdict["champion"]),
                     *(self._auc(entry) if entry else ("-", "-")),
-                    {"promotion": "promoted", "rejection": "rejected"}[entry.kind] if entry else "-",
+                    outcomes[entry.kind] if entry else "-",
                 )
             )
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -234,6 +259,7 @@ class _Demo:
         print(f"  training runs    {base}/dags/{PIPELINE}.train/runs")
         print(f"  monitoring runs  {base}/dags/{PIPELINE}.monitor/runs")
         print(f"  model versions   {self.services.mlflow_url}/#/models/{PIPELINE}")
+        print(f"  model server     {self.services.server_url}/health")
         for verdict in self.verdicts.all():
             if verdict.get("report_url"):
                 print(f"  report {verdict['window']}   {verdict['report_url']}")

@@ -72,8 +72,9 @@ class Services:
         self.logs = self.home / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        api, mlflow = free_ports(2)
+        api, mlflow, server = free_ports(3)
         self.airflow_url, self.mlflow_url = f"http://127.0.0.1:{api}", f"http://127.0.0.1:{mlflow}"
+        self.server_url = f"http://127.0.0.1:{server}"
         self.store = self.home / "airflow" / "mlops"
         self.environment = {
             **os.environ,
@@ -153,6 +154,17 @@ class Services:
     def start_component(self, component: str) -> None:
         """Start one of Airflow's processes."""
         self._start(component, "-m", "airflow", component, *COMPONENTS[component])
+
+    def start_server(self, model: str) -> None:
+        """Start a model server, which writes its predictions each second, and wait until it answers.
+
+        Raises:
+            ServiceError: when it does not.
+        """
+        port = self.server_url.rpartition(":")[2]
+        where = ("--store", str(self.store), "--registry", self.mlflow_url)
+        self._start("serving", "-m", "airflow_mlops", "serve", model, "--port", port, "--flush", "1", *where)
+        self.wait("serving", lambda: fetch(f"{self.server_url}/ping") is not None, 60)
 
     def _start(self, name: str, *arguments: str) -> None:
         with (self.logs / f"{name}.log").open("ab") as log:

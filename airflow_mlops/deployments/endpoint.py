@@ -15,6 +15,9 @@ from airflow_mlops.errors import DeploymentError
 KEY_VARIABLE = "AIRFLOW_MLOPS_SERVING_KEY"
 """The environment variable with the API key that servers want, where they want one."""
 
+PROBE_HEADER = "X-Probe"
+"""The header of a request that only looks whether answers are right."""
+
 
 class Answer(NamedTuple):
     """What an endpoint has answered."""
@@ -54,14 +57,21 @@ class Endpoint:
         """Close the connection."""
         self._connection.close()
 
-    def ask(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Answer:
+    def ask(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, probe: bool = False) -> Answer:
         """Ask for the predictions of raw rows, given as plain JSON values.
+
+        Args:
+            columns: the columns' names.
+            rows: the rows.
+            probe: whether nobody wants to know: then the log of predictions leaves them out.
 
         Raises:
             DeploymentError: when the server does not answer, refuses, or answers something else.
         """
         body = json.dumps({"dataframe_split": {"columns": list(columns), "data": [list(row) for row in rows]}})
         headers = {"Content-Type": "application/json"}
+        if probe:
+            headers[PROBE_HEADER] = "1"
         if key := os.environ.get(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {key}"
         started = time.perf_counter()

@@ -14,7 +14,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from airflow_mlops.call.source import files_of, stamp_of, windows_of
+from airflow_mlops.call.source import files_of, stamp_of, windows_of, written_at
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, Status, Wire, digest_of
 from airflow_mlops.errors import MlopsError
@@ -42,6 +42,8 @@ _PLACES: dict[Sensor, str] = {
     "performance": "performance_verdicts",
 }
 _OPEN = "open_verdicts"
+SERVED = "served-"
+"""What the names of prediction files begin with that a server writes, beside those of batch prediction."""
 _LOOK_AGAIN = timedelta(days=1)
 """How long after a look a database may be asked whether more labels have come: only a query could tell."""
 NO_WINDOW = "all"
@@ -237,6 +239,7 @@ def next_predicted(
     grain: Grain,
     labels: str | SqlSource | None = None,
     delay: timedelta = timedelta(0),
+    quiet: timedelta = timedelta(0),
 ) -> Window | None:
     """The oldest window of predictions that was not judged; then, of those that wait for labels, one that got more.
 
@@ -250,6 +253,7 @@ def next_predicted(
         grain: the calendar piece that windows step by.
         labels: where the labels are; None asks for none.
         delay: how long after a window's end they are complete.
+        quiet: how long after its last prediction a window that was served counts as whole.
     """
     champion = ledger.promotion()
     first = champion if labels is None else next((each for each in ledger.entries() if each.kind == "promotion"), None)
@@ -259,11 +263,25 @@ def next_predicted(
     there = [window for window in windows_of(predictions, grain) if window.start > start]
     judged, waiting = set(verdicts.windows()), set(verdicts.waiting()) if labels is not None else set()
     for window in there:
-        if window.key not in judged and window.key not in waiting and labels_due(labels, window, delay):
+        news = window.key not in judged and window.key not in waiting
+        if news and labels_due(labels, window, delay) and is_whole(predictions, window, quiet):
             return window
     if labels is None:
         return None
     return next((each for each in there if each.key in waiting and _more(verdicts, labels, each)), None)
+
+
+def is_whole(predictions: str, window: Window, quiet: timedelta) -> bool:
+    """Whether no more predictions of a window are to be expected.
+
+    A run of batch prediction writes its window whole. Served ones come as long as anybody asks: theirs is whole when it
+    is over by the clock, and nothing was written for a while.
+    """
+    served = [file for file in files_of(predictions, window) if file.rpartition("/")[2].startswith(SERVED)]
+    if not served:
+        return True
+    now = datetime.now(UTC)
+    return now >= window.end and now.timestamp() - max(map(written_at, served)) >= quiet.total_seconds()
 
 
 def labels_due(labels: str | SqlSource | None, window: Window, delay: timedelta) -> bool:

@@ -30,6 +30,7 @@ class PredictionDriftSensor(MonitorSensor):
     :param time: the time column, where predictions keep it.
     :param grain: the calendar piece that windows step by.
     :param prediction_drift: when a window counts as drifted: ``{"false_alarm_rate": 0.01, "min_effect": 0.1, ...}``.
+    :param quiet: how long after its last prediction a window that was served counts as whole.
     :param retrain: what becomes of the request, with the keys of the declaration's ``retrain``: ``{"mode": "observe"}``
         only records it, ``{"mode": "suggest"}`` updates ``x-mlops://PIPELINE/suggestion`` instead.
     :param pipeline: the pipeline's name. Default: the DAG's id. (templated)
@@ -52,6 +53,7 @@ class PredictionDriftSensor(MonitorSensor):
         time: str | None = None,
         grain: str = "day",
         prediction_drift: Mapping[str, Any] | None = None,
+        quiet: timedelta | str = timedelta(minutes=5),
         retrain: Mapping[str, Any] | None = None,
         pipeline: str | None = None,
         window: str | None = None,
@@ -68,6 +70,7 @@ class PredictionDriftSensor(MonitorSensor):
             "time": time,
             "grain": grain,
             "prediction_drift": dict(prediction_drift or {}),
+            "quiet": quiet,
         }
         super().__init__(
             settings=settings,
@@ -85,7 +88,11 @@ class PredictionDriftSensor(MonitorSensor):
 
     def waits_for(self, params: Any, store: str) -> dict[str, Any]:
         """The window's predictions."""
-        return {"sensor": self.sensor, "predictions": _partitions(params.destination, store, self.pipeline_name)}
+        return {
+            "sensor": self.sensor,
+            "predictions": _partitions(params.destination, store, self.pipeline_name),
+            "quiet": format_duration(params.quiet),
+        }
 
 
 class ModelPerformanceSensor(MonitorSensor):
@@ -111,6 +118,7 @@ class ModelPerformanceSensor(MonitorSensor):
         share of the value at promotion.
     :param min_labels: fewer labelled predictions than this decide nothing.
     :param confidence: the confidence of the interval of the loss.
+    :param quiet: how long after its last prediction a window that was served counts as whole.
     :param retrain: what becomes of the request, with the keys of the declaration's ``retrain``: ``{"mode": "observe"}``
         only records it, ``{"mode": "suggest"}`` updates ``x-mlops://PIPELINE/suggestion`` instead.
     :param pipeline: the pipeline's name. Default: the DAG's id. (templated)
@@ -140,6 +148,7 @@ class ModelPerformanceSensor(MonitorSensor):
         drop: float = 0.03,
         min_labels: int = 200,
         confidence: float = 0.95,
+        quiet: timedelta | str = timedelta(minutes=5),
         retrain: Mapping[str, Any] | None = None,
         pipeline: str | None = None,
         window: str | None = None,
@@ -164,6 +173,7 @@ class ModelPerformanceSensor(MonitorSensor):
             "drop": drop,
             "min_labels": min_labels,
             "confidence": confidence,
+            "quiet": quiet,
         }
         super().__init__(
             settings=settings,
@@ -187,6 +197,7 @@ class ModelPerformanceSensor(MonitorSensor):
             "predictions": _partitions(params.destination, store, self.pipeline_name),
             "labels": dumped["labels"],
             "label_delay": format_duration(params.label_delay),
+            "quiet": format_duration(params.quiet),
         }
 
 

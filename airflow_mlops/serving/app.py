@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from airflow_mlops.deployments.endpoint import PROBE_HEADER
 from airflow_mlops.errors import DeploymentError
 from airflow_mlops.serving.handle import Overloaded, Reply
 from airflow_mlops.serving.server import Server
@@ -103,7 +104,8 @@ def application(server: Server, meters: Meters, limits: Limits) -> Starlette:
         body = await _body(request, limits)
         kind = request.headers.get("content-type", "application/json")
         try:
-            reply = await server.answer(body, kind, identity, request.headers.get(ROUTING_HEADER))
+            routing, probe = request.headers.get(ROUTING_HEADER), PROBE_HEADER in request.headers
+            reply = await server.answer(body, kind, identity, routing, probe=probe)
         except Overloaded as error:
             raise Refused(503, "TEMPORARILY_UNAVAILABLE", "too many requests wait; try again") from error
         except TimeoutError as error:

@@ -15,7 +15,7 @@ class Ask(msgspec.Struct, omit_defaults=True):
     kind: str
     """Its content type."""
     role: str
-    """Whether it answers as ``champion`` or ``candidate``, or is only compared: ``shadow``."""
+    """``champion`` or ``candidate`` as it answers, ``shadow`` where it is only compared, ``probe`` where looked at."""
 
 
 class Batch(msgspec.Struct):

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_mlops.call.store import Store
+from airflow_mlops.registry.verdicts import SERVED
 from airflow_mlops.serving.frames import Logged
 from airflow_mlops.spec.window import Grain, window_at
 
@@ -133,7 +134,7 @@ class PredictionLog:
         number, before = self._open.get(key, (1, []))
         table = pa.concat_tables([*before, *tables], promote_options="permissive")
         stamped = table.append_column("window", pa.array([key] * table.num_rows, pa.string()))
-        name = f"served-{self.place.server}-{self.place.version}-{number}.parquet"
+        name = f"{SERVED}{self.place.server}-{self.place.version}-{number}.parquet"
         with self.place.store.scratch(".parquet") as file:
             pq.write_table(stamped, file, compression="zstd")
             Store(self.place.folder).replace_file(file, f"window={key}", name)

@@ -123,7 +123,7 @@ class Scorer:
 
     def _take(self, asked: Asked, part: pa.Table) -> None:
         """Let the log have the rows: what is kept, what was said, the model's own columns, and where it comes from."""
-        if self.log is None:
+        if self.log is None or asked.ask.role == "probe":
             return
         count = asked.rows.number
         kept = {name: self._kept(asked, name) for name in self.keep}

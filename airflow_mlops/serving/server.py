@@ -84,10 +84,11 @@ class Server:
 
     # ------------------------------------------------------------------ requests
 
-    async def answer(self, body: bytes, kind: str, request: str, routing: str | None) -> Reply:
+    async def answer(self, body: bytes, kind: str, request: str, routing: str | None, *, probe: bool = False) -> Reply:
         """Answer a request by whoever's turn it is.
 
-        A candidate that fails is asked in nobody's place: the champion answers instead.
+        A candidate that fails is asked in nobody's place: the champion answers instead. A probe is answered by the
+        champion, and leaves no trace in the log.
 
         Raises:
             Overloaded: when too many requests wait.
@@ -96,6 +97,8 @@ class Server:
         route = self.route
         if route is None:
             raise DeploymentError("no model is loaded yet")
+        if probe:
+            return await self._champion(route, body, kind, request, "probe")
         candidate = route.candidate
         if candidate is not None and route.share and _turn(routing or request) < route.share:
             with suppress(DeploymentError, Overloaded, TimeoutError):
@@ -109,16 +112,16 @@ class Server:
             task.add_done_callback(self._shadows.discard)
         return reply
 
-    async def _champion(self, route: Route, body: bytes, kind: str, request: str) -> Reply:
+    async def _champion(self, route: Route, body: bytes, kind: str, request: str, role: str = "champion") -> Reply:
         try:
-            return await self._asked(route.champion, body, kind, request, "champion")
+            return await self._asked(route.champion, body, kind, request, role)
         except DeploymentError:
             # Its process has ended under the request. The next one is asked as soon as it is there.
             until = time.monotonic() + self.settings.seconds
             while time.monotonic() < until:
                 await asyncio.sleep(0.05)
                 if self.route is not None and self.route.champion.alive:
-                    return await self._asked(self.route.champion, body, kind, request, "champion")
+                    return await self._asked(self.route.champion, body, kind, request, role)
             raise
 
     async def _asked(self, handle: Handle, body: bytes, kind: str, request: str, role: str) -> Reply:

@@ -277,6 +277,8 @@ class Monitor(Section):
     poll: Duration = timedelta(seconds=5)
     """How often to look whether the window's data is there. A look lists folders and reads no data. Where requests
     cost money make it longer: on an object store a look is some six, 100,000 a day at ``5s`` and 8,600 at ``1m``."""
+    quiet: Duration = timedelta(minutes=5)
+    """How long after its last prediction a window that was served counts as whole. Those of batch prediction are."""
     timeout: Duration = timedelta(days=7)
     """How long to wait for the window's data."""
 

@@ -245,7 +245,11 @@ def prediction_drift_node(pipeline: Pipeline) -> Node | None:
         return None
     return Node(
         stages.MonitorPredictions(
-            destination=pipeline.predict.output, time=pipeline.data.time, grain=pipeline.grain, prediction_drift=rule
+            destination=pipeline.predict.output,
+            time=pipeline.data.time,
+            grain=pipeline.grain,
+            prediction_drift=rule,
+            quiet=pipeline.monitor.quiet,
         )
     )
 
@@ -271,5 +275,6 @@ def performance_node(pipeline: Pipeline) -> Node | None:
             drop=rule.drop,
             min_labels=rule.min_labels,
             confidence=rule.confidence,
+            quiet=pipeline.monitor.quiet,
         )
     )

@@ -431,6 +431,8 @@ class MonitorPredictions(StageParams):
     """The calendar piece that windows step by."""
     prediction_drift: PredictionDrift = PredictionDrift()
     """When a window counts as drifted."""
+    quiet: Duration = timedelta(minutes=5)
+    """How long after its last prediction a window that was served counts as whole."""
 
 
 class MonitorPerformance(StageParams):
@@ -463,6 +465,8 @@ class MonitorPerformance(StageParams):
     """Fewer labelled predictions than this decide nothing."""
     confidence: float = Field(0.95, ge=0.8, le=0.99)
     """The confidence of the interval of the loss."""
+    quiet: Duration = timedelta(minutes=5)
+    """How long after its last prediction a window that was served counts as whole."""
 
     @property
     def extract(self) -> Extract:

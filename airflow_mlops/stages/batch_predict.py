@@ -7,7 +7,6 @@ start: a promotion meanwhile mixes no versions.
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,14 +24,13 @@ from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
 from airflow_mlops.errors import CodeError, DataNotFoundError, MlopsError, SchemaError
 from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import ModelRegistry
+from airflow_mlops.registry.verdicts import SERVED
 from airflow_mlops.spec.stages import BatchPredict
 from airflow_mlops.stages.model_io import Model, loaded, raw_rows, read_facts
 from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.tables import require_columns, schema_id
 
 FILE = "predictions.parquet"
-SERVED = re.compile(r"served-.+\.parquet")
-"""The files beside it that a server writes."""
 STAMPS = ("model", "model_version", "run", "window")
 """The columns that say of every row where it comes from."""
 _BATCH_ROWS = 32_768
@@ -85,7 +83,7 @@ def read_predictions(destination: str, window: str, columns: list[str] | None = 
     """
     store = Store(destination)
     folder, _ = _partition(window)
-    names = [name for name in store.names(folder) if name == FILE or SERVED.fullmatch(name)]
+    names = [name for name in store.names(folder) if name == FILE or name.startswith(SERVED)]
     if not names:
         raise DataNotFoundError(
             f"there are no predictions {store.uri(folder)}", fix="run the pipeline's predict DAG, or serve the model"

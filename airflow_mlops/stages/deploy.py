@@ -100,7 +100,7 @@ def _asked(params: Deploy, registry: ModelRegistry, version: str, servers: Seque
     for server in servers:
         try:
             with Endpoint(server.url) as endpoint:
-                answer = endpoint.ask(golden.columns, golden.rows)
+                answer = endpoint.ask(golden.columns, golden.rows, probe=True)
         except MlopsError as error:
             problems.append(error.what)
             continue

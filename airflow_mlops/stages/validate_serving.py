@@ -58,9 +58,11 @@ def run(call: Call, params: ValidateServing, store: Store) -> Outcome:
             reject(call, store, registry, ref, decision=gate.digest, champion=decision["champion"], reasons=problems)
             verdict = Verdict(status="rejected", reasons=problems)
         else:
-            told = f"{len(golden.rows)} golden rows are answered as in training, 99% of answers within "
-            verdict = Verdict(reasons=(f"served, {told}{metrics['p99_ms']:.1f} ms",))
-    return outcome_of(call, outputs={"decision": gate}, metrics=metrics, verdict=verdict, info=info)
+            # Times are another each time, and what comes out of a stage is told by its content.
+            info |= {name: f"{value:.1f}" for name, value in metrics.items()}
+            log.info("half of the answers within %s ms, 99%% within %s ms", info["p50_ms"], info["p99_ms"])
+            verdict = Verdict(reasons=(f"served, {len(golden.rows)} golden rows are answered as in training",))
+    return outcome_of(call, outputs={"decision": gate}, verdict=verdict, info=info)
 
 
 def _golden(run_id: str, version: str, folder: Path) -> tuple[Golden, bool]:

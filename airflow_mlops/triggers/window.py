@@ -68,6 +68,7 @@ def arrived_predictions(
     window: str | None = None,
     labels: str | dict[str, Any] | None = None,
     label_delay: str = "0s",
+    quiet: str = "0s",
     ledger: Ledger | None = None,
 ) -> Window | None:
     """The window of predictions that a run judges, once they, and the labels that it asks for, are there.
@@ -81,6 +82,7 @@ def arrived_predictions(
     :param window: the key of one window to wait for. Default: the oldest that was not judged.
     :param labels: where the labels are. Default: none are asked for.
     :param label_delay: how long after a window's end its labels are complete.
+    :param quiet: how long after its last prediction a window that was served counts as whole.
     :param ledger: the pipeline's, where it was read before. Default: it is read.
     """
     root, source, delay = Store(store), source_from(labels) if labels else None, parse_duration(label_delay)
@@ -90,7 +92,8 @@ def arrived_predictions(
         chosen = parse_key(grain, key)
         there = has_arrived(predictions, chosen) and labels_due(source, chosen, delay)
         return chosen if there else None
-    return next_predicted(verdicts, ledger or Ledger(root, pipeline), predictions, grain, source, delay)
+    known = ledger or Ledger(root, pipeline)
+    return next_predicted(verdicts, known, predictions, grain, source, delay, parse_duration(quiet))
 
 
 def arrived(arguments: dict[str, Any], ledger: Ledger | None = None) -> Window | None:

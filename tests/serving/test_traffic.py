@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from airflow_mlops.spec import performance_node, prediction_drift_node
+from airflow_mlops.triggers.window import arrived_predictions
 from tests import toy
 from tests.serving.client import Served, ledger, move
 from tests.toy import World
@@ -134,6 +135,18 @@ def test_the_loop_is_closed_with_real_traffic(world: World) -> None:
     def judge(month: str, node: object) -> object:
         return toy.run_monitor(declaration, month, f"judge-{month}", world.store, world.registry, node).verdict
 
+    # By itself a sensor takes a window when nothing was written into it for a while.
+    waits = {
+        "store": world.store,
+        "pipeline": world.registry.model,
+        "sensor": "prediction_drift",
+        "predictions": f"{world.store}/predictions/{world.registry.model}/window={{window}}/*.parquet",
+        "grain": "month",
+        "run": "a",
+    }
+    assert arrived_predictions(**waits, quiet="5m") is None  # type: ignore[arg-type]
+    found = arrived_predictions(**waits, quiet="0s")  # type: ignore[arg-type]
+    assert found is not None and found.key == "2024-02"
     assert judge("2024-02", prediction_drift_node).status == "ok"
     assert judge("2024-03", prediction_drift_node).status == "drift"
     performance = judge("2024-02", performance_node)

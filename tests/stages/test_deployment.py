@@ -99,7 +99,8 @@ def test_a_version_that_answers_as_in_training_goes_on(promoted: World) -> None:
     outcome = outcomes["validate_serving"]
     assert outcome.verdict.status == "ok", outcome.verdict.reasons
     assert "50 golden rows are answered as in training" in outcome.verdict.reasons[0]
-    assert 0 < outcome.metrics["p50_ms"] <= outcome.metrics["p99_ms"] and outcome.metrics["bytes"] > 1000
+    told = {name: float(outcome.info[name]) for name in ("p50_ms", "p99_ms", "bytes")}
+    assert 0 < told["p50_ms"] <= told["p99_ms"] and told["bytes"] > 1000
     assert outcome.outputs["decision"] == outcomes["validate_model"].outputs["decision"]
     # Nothing is on record yet: a yes is what follows.
     assert len(ledger(promoted).entries()) == 1
