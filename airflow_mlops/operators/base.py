@@ -231,7 +231,8 @@ class StageTask:
 
     def _secrets(self, call: Call) -> dict[str, str]:
         secrets = MlflowHook(self.registry_conn_id).environment() if call.registry else {}
-        for source in (call.params.get("source"), call.params.get("labels")):
+        judged = call.params.get("performance") or {}
+        for source in (call.params.get("source"), call.params.get("labels"), judged.get("labels")):
             if isinstance(source, Mapping):
                 secrets |= connection_environment(source["connection"])
         return secrets

@@ -5,6 +5,7 @@ What an argument means is said once, in `airflow_mlops.spec.stages`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -85,13 +86,17 @@ class TrialModelOperator(StageOperator):
     :param error_rate: the share of its requests that may fail.
     :param disagreement: the share of compared rows that it may answer otherwise than the champion. Default: any.
     :param max_p99_ms: what one answer in a hundred may take at most, in milliseconds. Default: any.
+    :param metric_drop: how far its metric may lie behind the champion's, by the labels that have come when the trial
+        ends. Default: labels are not asked for.
+    :param performance: where these labels are, with the arguments of `ModelPerformanceSensor`: ``{"labels": ...,
+        "key": [...], "target": ..., "min_labels": 200}``.
     :param wait: whether the task stays on its worker while the trial goes on.
     """
 
     stage = stages.Trial
     links = ()
     inputs = ("version", "decision")
-    untemplated = frozenset({"bake", "timeout"})
+    untemplated = frozenset({"bake", "timeout", "performance"})
     ui_color = "#fef3c7"
     timeout: Any
     target: str
@@ -109,6 +114,8 @@ class TrialModelOperator(StageOperator):
         error_rate: float | None = 0.02,
         disagreement: float | None = None,
         max_p99_ms: float | None = None,
+        metric_drop: float | None = None,
+        performance: Mapping[str, Any] | None = None,
         wait: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -123,6 +130,8 @@ class TrialModelOperator(StageOperator):
             "error_rate": error_rate,
             "disagreement": disagreement,
             "max_p99_ms": max_p99_ms,
+            "metric_drop": metric_drop,
+            "performance": dict(performance) if performance else None,
             "wait": wait,
         }
         super().__init__(settings=settings, **kwargs)

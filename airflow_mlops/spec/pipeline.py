@@ -297,6 +297,9 @@ class RollbackOn(Section):
     """The share of its requests that may fail."""
     disagreement: float | None = Field(None, ge=0, lt=1)
     """With ``shadow``: the share of rows that it may answer otherwise than the champion. Default: any."""
+    metric_drop: float | None = Field(None, ge=0)
+    """How far its metric may lie behind the champion's, in the metric's unit, by the labels of ``monitor.performance``
+    that have come when the trial ends; too few of them decide nothing. Default: labels are not waited for."""
     p99_ms: float | None = Field(None, gt=0)
     """What one answer in a hundred may take at most, in milliseconds. Default: any time."""
 

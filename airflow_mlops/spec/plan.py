@@ -197,6 +197,8 @@ def _trial(pipeline: Pipeline) -> stages.Trial | None:
         error_rate=deploy.rollback_on.error_rate,
         disagreement=deploy.rollback_on.disagreement,
         max_p99_ms=deploy.rollback_on.p99_ms,
+        metric_drop=deploy.rollback_on.metric_drop,
+        performance=_performance(pipeline) if deploy.rollback_on.metric_drop is not None else None,
     )
 
 
@@ -256,25 +258,28 @@ def prediction_drift_node(pipeline: Pipeline) -> Node | None:
 
 def performance_node(pipeline: Pipeline) -> Node | None:
     """The stage that watches performance, where it is watched."""
+    params = _performance(pipeline)
+    return None if params is None else Node(params)
+
+
+def _performance(pipeline: Pipeline) -> stages.MonitorPerformance | None:
     rule, data = pipeline.monitor.performance, pipeline.data
     if rule is None:
         return None
     primary = pipeline.evaluate.metrics[0] if pipeline.evaluate.metrics else None
     own = rule.labels is None
-    return Node(
-        stages.MonitorPerformance(
-            labels=data.source if rule.labels is None else rule.labels,
-            key=data.key,
-            target=data.target,
-            destination=pipeline.predict.output,
-            format=data.format if own else None,
-            time=data.time if own else None,
-            grain=pipeline.grain,
-            label_delay=max(rule.label_delay, data.settle) if own else rule.label_delay,
-            metric=rule.metric or primary,
-            drop=rule.drop,
-            min_labels=rule.min_labels,
-            confidence=rule.confidence,
-            quiet=pipeline.monitor.quiet,
-        )
+    return stages.MonitorPerformance(
+        labels=data.source if rule.labels is None else rule.labels,
+        key=data.key,
+        target=data.target,
+        destination=pipeline.predict.output,
+        format=data.format if own else None,
+        time=data.time if own else None,
+        grain=pipeline.grain,
+        label_delay=max(rule.label_delay, data.settle) if own else rule.label_delay,
+        metric=rule.metric or primary,
+        drop=rule.drop,
+        min_labels=rule.min_labels,
+        confidence=rule.confidence,
+        quiet=pipeline.monitor.quiet,
     )

@@ -330,8 +330,22 @@ class Trial(StageParams):
     """The share of compared rows that it may answer otherwise than the champion. Default: any."""
     max_p99_ms: float | None = Field(None, gt=0)
     """What one answer in a hundred may take at most, in milliseconds. Default: any time."""
+    metric_drop: float | None = Field(None, ge=0)
+    """How far its metric may lie behind the champion's, by the labels that have come when the trial ends."""
+    performance: MonitorPerformance | None = None
+    """Where these labels are, how they are joined, the metric, and how many tell."""
     wait: bool = False
     """Whether the stage waits until the trial is over; else its verdict is ``held`` until then."""
+
+    def resolved(self, base: str) -> Self:
+        """Make the paths of labels and predictions absolute."""
+        return self.model_copy(update={"performance": self.performance.resolved(base)}) if self.performance else self
+
+    @model_validator(mode="after")
+    def _labels_for_the_metric(self) -> Trial:
+        if self.metric_drop is not None and self.performance is None:
+            raise ValueError("'metric_drop' is judged by labels: give 'performance' too")
+        return self
 
 
 class Deploy(StageParams):
@@ -473,3 +487,6 @@ class MonitorPerformance(StageParams):
         """The extraction that brings the labels; a database is asked anew, for they come late."""
         same = {name: getattr(self, name) for name in ("format", "time", "grain")}
         return Extract(source=self.labels, snapshots="refresh", **same)
+
+
+Trial.model_rebuild()

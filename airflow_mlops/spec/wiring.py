@@ -62,6 +62,12 @@ def check(pipeline: Pipeline, family: str | None = None) -> Iterator[Problem]:
             f"the backend {pipeline.backend!r} runs no `runtime`",
             allowed=" or ".join(f"backend: {name}" for name in RUNTIME_BACKENDS),
         )
+    if pipeline.deploy and pipeline.deploy.rollback_on.metric_drop is not None and not pipeline.monitor.performance:
+        yield Problem(
+            ("deploy", "rollback_on", "metric_drop"),
+            "a candidate's metric is known by labels only, and no labels are declared",
+            fix="add monitor.performance, which says where they are",
+        )
     for index, trigger in enumerate(pipeline.retrain.triggers):
         if isinstance(trigger, ModelTrigger) and trigger.model == pipeline.name:
             yield Problem(

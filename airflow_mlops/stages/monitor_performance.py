@@ -150,7 +150,7 @@ def judge(
     share = f"{count:,} labels of {joined.predictions:,} predictions have come"
     if count < params.min_labels:
         return measured, "insufficient_data", [f"{share}; at least {params.min_labels:,} are needed"]
-    now = _now(metric, scores, params.confidence)
+    now = estimate_of(metric, scores, params.confidence)
     if isinstance(now, str):
         return measured, "insufficient_data", [f"{share}, and {now}"]
     better = METRICS[metric].more_is_better
@@ -176,7 +176,7 @@ def judge(
     return measured, "ok", [f"{found}: {sure}, which is not all of it more than {limit:.4g}"]
 
 
-def _now(metric: str, scores: Scores, confidence: float) -> Estimate | str:
+def estimate_of(metric: str, scores: Scores, confidence: float) -> Estimate | str:
     """The metric and its interval, or why these labels do not give one."""
     try:
         value = evaluate(metric, scores)

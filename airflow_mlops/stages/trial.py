@@ -69,6 +69,12 @@ def run(call: Call, params: Trial, store: Store) -> Outcome:
         time.sleep(_LOOK)
         found = _look(params, target, registry, store, entry)
     info[SINCE] = entry.at.isoformat()
+    if found.state == "held" and params.metric_drop is not None and params.performance is not None:
+        # Only what was asked for by labels loads what reads them.
+        from airflow_mlops.stages.trial_metric import compare
+
+        compared = compare(call, store, registry, entry, params.performance, params.metric_drop)
+        found = Standing("broken" if compared.worse else "held", (compared.reason, *found.reasons))
     if found.state == "broken":
         _withdraw(call, store, registry, entry, found.reasons)
         target.follow(registry.ref, store)

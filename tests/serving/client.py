@@ -45,7 +45,11 @@ class Served:
         self.process: subprocess.Popen[str]
         self.ready: dict[str, Any] = {}
         if start:
-            self.start()
+            try:
+                self.start()
+            except BaseException:
+                self.stop(signal.SIGKILL)
+                raise
 
     def __enter__(self) -> Served:
         return self
@@ -56,9 +60,7 @@ class Served:
     def start(self, seconds: float = 60) -> None:
         self.launch()
         assert self.process.stdout is not None
-        if not select.select([self.process.stdout], [], [], seconds)[0]:
-            self.stop()
-            raise AssertionError(f"no server after {seconds} s: {self.said()}")
+        assert select.select([self.process.stdout], [], [], seconds)[0], f"no server: {self.said()}"
         line = self.process.stdout.readline()
         assert line, self.said()
         self.ready = json.loads(line)

@@ -248,3 +248,45 @@ def test_a_deployment_of_what_was_rolled_back_meanwhile_changes_nothing(promoted
     before = toy.state_of(promoted)
     assert run(call_of(promoted, "deploy", outcomes, "2024-02")).verdict.status == "warn"
     assert toy.state_of(promoted) == before
+
+
+CLUELESS = """
+def build(frame):
+    return frame[['age']].fillna(0.0)
+"""
+
+
+@pytest.mark.parametrize(("labels", "ends"), [(True, "withdrawal"), (False, "trial")])
+def test_a_canary_that_is_worse_by_its_labels_is_withdrawn(promoted: World, labels: bool, ends: str) -> None:
+    """It answers every request, fast: only labels tell that it does not know what it says."""
+    outcomes = train(promoted, "2024-02", CLUELESS)
+    table = toy.rows("2024-03", 1200)
+    if not labels:
+        (promoted.folder / "data" / "2024-03.parquet").unlink()
+    else:
+        toy.months(promoted.folder, ("2024-03",), 1200)
+    performance = {
+        "labels": str(promoted.folder / "data" / "{window}.parquet"),
+        "key": ["id"],
+        "target": "y",
+        "time": "at",
+        "grain": "month",
+    }
+    rules = {"bake": "0s", "min_requests": 5, "metric_drop": 0.05, "performance": performance}
+    with Served(promoted, "--flush", "0.2") as server:
+        assert run(call_of(promoted, "trial", outcomes, "2024-02", **rules)).verdict.status == "held"
+        server.follows("1", "2")
+        for start in range(0, 1200, 20):
+            assert server.predict(table.slice(start, 20)).status == 200
+        server.wait(lambda: server.health()["logged"] == 1200)
+        call = call_of(promoted, "trial", outcomes, "2024-02", **rules)
+        server.wait(lambda: server.health()["versions"]["2"]["requests"] >= 5)
+        time.sleep(3)  # the next heartbeat
+        if labels:
+            with pytest.raises(TrialFailedError, match="a loss of .* beyond 0.05"):
+                run(call)
+        else:
+            outcome = run(call)
+            assert outcome.verdict.status == "ok"
+            assert "no labels have come yet, so metric_drop was not judged" in outcome.verdict.reasons
+    assert ledger(promoted).entries()[-1].kind == ends

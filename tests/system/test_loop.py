@@ -261,7 +261,8 @@ def test_airflow_and_the_command_line_come_to_the_same_outcomes(running: Service
         run_id = running.trigger("flights.train", {"window": "2013-02"})
         until(running, lambda: states(running, "flights.train")[run_id] in ENDED, 240)
     first = next(run for run in running.runs("flights.train") if run["state"] == "success")
-    tasks = ("extract", "validate_data", "prepare", "train", "register", "evaluate", "validate_model", "promote")
+    tasks = ("extract", "validate_data", "prepare", "train", "register", "evaluate", "validate_model")
+    tasks += ("validate_serving", "promote", "deploy")
     path = f"dags/flights.train/dagRuns/{first['dag_run_id']}/taskInstances"
     in_airflow = {
         task: Outcome.model_validate(
