@@ -2,5 +2,6 @@
 
 from airflow_mlops.deployments.base import Deployment, deployment_of
 from airflow_mlops.deployments.endpoint import Answer, Endpoint
+from airflow_mlops.deployments.following import await_followed, behind
 
-__all__ = ["Answer", "Deployment", "Endpoint", "deployment_of"]
+__all__ = ["Answer", "Deployment", "Endpoint", "await_followed", "behind", "deployment_of"]

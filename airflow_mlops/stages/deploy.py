@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, Outcome, Verdict
-from airflow_mlops.deployments import Deployment, Endpoint, deployment_of
+from airflow_mlops.deployments import Deployment, Endpoint, await_followed, behind, deployment_of
 from airflow_mlops.errors import DeploymentError, MlopsError, ModelNotFoundError
 from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import ModelRegistry
@@ -22,8 +21,6 @@ from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.register import version_of
 
 log = logging.getLogger(__name__)
-
-_LOOK = 0.5
 
 
 def run(call: Call, params: Deploy, store: Store) -> Outcome:
@@ -44,12 +41,12 @@ def run(call: Call, params: Deploy, store: Store) -> Outcome:
     if registry.ledger.champion() != version:
         reason = f"version {version} is the champion no more: nothing is deployed"
         return outcome_of(call, verdict=Verdict(status="warn", reasons=(reason,)), info=info)
-    servers = await_followed(target, registry, store, version, params.timeout.total_seconds())
+    servers = await_followed(target, registry.ref, store, version, params.timeout.total_seconds())
     if not servers:
         reason = f"nothing serves {registry.ref.model!r} now; airflow-mlops serve {registry.ref.model} starts a server"
         return outcome_of(call, verdict=Verdict(status="warn", reasons=(reason,)), info=info)
-    problems = [f"{each.url}: {_behind(each, version)}" for each in servers if _behind(each, version)]
-    problems += _asked(params, registry, version, [each for each in servers if not _behind(each, version)])
+    problems = [f"{each.url}: {behind(each, version)}" for each in servers if behind(each, version)]
+    problems += _asked(params, registry, version, [each for each in servers if not behind(each, version)])
     if problems:
         raise _taken_back(call, registry, target, store, version, problems)
     urls = ", ".join(each.url for each in servers)
@@ -65,25 +62,6 @@ def run(call: Call, params: Deploy, store: Store) -> Outcome:
         window=call.window.key if call.window else None,
     )
     return outcome_of(call, verdict=Verdict(reasons=(reason,)), metrics={"servers": float(len(servers))}, info=info)
-
-
-def await_followed(
-    target: Deployment, registry: ModelRegistry, store: Store, version: str, seconds: float
-) -> list[Serving]:
-    """What serves the model, once all of it answers with a version, or as it stands when the time is up."""
-    until = time.monotonic() + seconds
-    while True:
-        servers = target.live(registry.ref, store)
-        if all(not _behind(each, version) for each in servers) or time.monotonic() > until:
-            return servers
-        time.sleep(_LOOK)
-
-
-def _behind(server: Serving, version: str) -> str | None:
-    """Why a server does not serve a version alone; None where it does."""
-    if server.champion == version and server.candidate is None:
-        return None
-    return server.problem or f"it still answers with version {server.champion or 'none'}"
 
 
 def _asked(params: Deploy, registry: ModelRegistry, version: str, servers: Sequence[Serving]) -> list[str]:

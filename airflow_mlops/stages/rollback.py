@@ -1,19 +1,31 @@
 """Rollback: an earlier champion comes back, and with it the preparation and drift reference that were logged with it.
 
-The model holds its preparation, and monitoring reads the reference of whatever version the ledger names: one entry puts
-all of it back.
+The model holds its preparation, monitoring reads the reference of whatever version the ledger names, and servers follow
+the ledger: one entry puts all of it back.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, Verdict
+from airflow_mlops.deployments import await_followed, behind, deployment_of
+from airflow_mlops.registry.ledger import Entry
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.spec.stages import Rollback
 from airflow_mlops.stages.outcome import outcome_of
 
 ROLLED_BACK_TAG = "mlops.rolled_back"
 """The tag of a version that says why the title was taken from it."""
+
+_SECONDS = 60.0
+"""How long what serves may take to follow; it goes on trying after that."""
+
+
+class _Served(NamedTuple):
+    told: tuple[str, ...]
+    late: bool
 
 
 def run(call: Call, params: Rollback, store: Store) -> Outcome:
@@ -31,12 +43,15 @@ def run(call: Call, params: Rollback, store: Store) -> Outcome:
         registry.api.tag_version(model, entry.champion_before, {ROLLED_BACK_TAG: "; ".join(entry.reasons)})
     run_id = registry.api.version(model, version).run_id
     reason = f"version {version} is the champion again, after {entry.champion_before}: {'; '.join(entry.reasons)}"
+    served = _served(call, registry, store, entry)
     return outcome_of(
         call,
         outputs={
             "champion": ArtifactRef(uri=f"models:/{model}/{version}", digest=entry.model or "", kind="model_version")
         },
-        verdict=Verdict(reasons=(reason,)),
+        verdict=Verdict(
+            status="warn" if served and served.late else "ok", reasons=(reason, *(served.told if served else ()))
+        ),
         info={
             "version": version,
             "champion_before": entry.champion_before,
@@ -45,3 +60,30 @@ def run(call: Call, params: Rollback, store: Store) -> Outcome:
             "mlflow_url": registry.run_url(run_id),
         },
     )
+
+
+def _served(call: Call, registry: ModelRegistry, store: Store, entry: Entry) -> _Served | None:
+    """Wait for what serves to follow, and write that down; None where nothing serves, or the champion has moved on."""
+    if registry.ledger.champion() != entry.version:
+        return None
+    known = (each.target for each in reversed(registry.ledger.entries()) if each.target)
+    name = next(known, "local")
+    target = deployment_of(name)
+    target.follow(registry.ref, store)
+    servers = await_followed(target, registry.ref, store, entry.version, _SECONDS)
+    if not servers:
+        return None
+    late = [f"{each.url} does not follow yet: {why}" for each in servers if (why := behind(each, entry.version))]
+    told = f"version {entry.version} is served by {len(servers) - len(late)} of {len(servers)}"
+    if not late:
+        registry.ledger.record(
+            "deployment",
+            version=entry.version,
+            champion_before=entry.version,
+            model=entry.model,
+            reasons=(told,),
+            run=call.run,
+            target=name,
+            window=entry.window,
+        )
+    return _Served((told, *late), bool(late))

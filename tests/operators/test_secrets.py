@@ -43,7 +43,13 @@ def test_passwords_and_keys_stay_where_they_belong(
         command = Path(f"/proc/{server.process.pid}/cmdline").read_text()
     assert [run.state for run in runs] == ["success"] * 3, [run.errors for run in runs]
     # The deployment has asked the server with its key, and every stage has asked MLflow with the password.
-    assert [entry.kind for entry in airflow.ledger()] == ["promotion", "promotion", "deployment", "rollback"]
+    assert [entry.kind for entry in airflow.ledger()] == [
+        "promotion",
+        "promotion",
+        "deployment",
+        "rollback",
+        "deployment",
+    ]
 
     registry = toy.registry_of(airflow.world.store, airflow.world.registry)
     for number in ("1", "2"):

@@ -227,7 +227,7 @@ def test_a_server_that_does_not_follow_takes_the_promotion_back_and_fails(promot
     with Served(promoted, "--no-log") as server:
         assert server.ready["version"] == "1"
         carry_on(promoted, outcomes, "2024-02", "promote")
-        move_back = call_of(promoted, "deploy", outcomes, "2024-02", timeout="6s")
+        move_back = call_of(promoted, "deploy", outcomes, "2024-02", timeout="20s")
         with pytest.raises(DeploymentError, match="cloudpickle.*version 1 is the champion again"):
             run(move_back)
         server.follows("1")
@@ -290,3 +290,19 @@ def test_a_canary_that_is_worse_by_its_labels_is_withdrawn(promoted: World, labe
             assert outcome.verdict.status == "ok"
             assert "no labels have come yet, so metric_drop was not judged" in outcome.verdict.reasons
     assert ledger(promoted).entries()[-1].kind == ends
+
+
+def test_a_rollback_is_served_before_it_says_so(promoted: World) -> None:
+    outcomes = carry_on(promoted, train(promoted, "2024-02"), "2024-02", "promote")
+    back = call_of(promoted, "promote", outcomes, "2024-02").model_copy(
+        update={"stage": "rollback", "run": "back", "inputs": {}, "params": {"reason": "wrong prices"}}
+    )
+    with Served(promoted, "--no-log") as server:
+        assert server.ready["version"] == "2"
+        outcome = run(back)
+        assert server.health()["champion"] == "1"
+        assert outcome.verdict.reasons[-1] == "version 1 is served by 1 of 1"
+    assert [entry.kind for entry in ledger(promoted).entries()][-2:] == ["rollback", "deployment"]
+    before = toy.state_of(promoted)
+    run(back)
+    assert toy.state_of(promoted) == before
