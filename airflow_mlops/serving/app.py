@@ -8,6 +8,7 @@ import json
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from importlib.metadata import version as version_of
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ ROUTING_HEADER = "X-Routing-Key"
 _OPEN = frozenset({"/ping", "/health"})
 """What needs no key: those that look whether it lives have none."""
 _LONGEST_ID = 128
+_MOST_SWALLOWED = 256 << 20
 
 
 class Limits(NamedTuple):
@@ -182,16 +184,34 @@ async def _body(request: Request, limits: Limits) -> bytes:
     most = f"the body is larger than {limits.body:,} bytes, which is the most here"
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > limits.body:
+        if "expect" not in request.headers:  # else the client waits to be told whether it may send
+            await _swallow(request, limits)
         raise Refused(413, "REQUEST_LIMIT_EXCEEDED", most)
     pieces, size, started = [], 0, time.monotonic()
     try:
         async with asyncio.timeout(limits.seconds):
             async for piece in request.stream():
                 size += len(piece)
-                if size > limits.body:
-                    raise Refused(413, "REQUEST_LIMIT_EXCEEDED", most)
                 pieces.append(piece)
+                if size > limits.body:
+                    break
     except TimeoutError as error:
         took = time.monotonic() - started
         raise Refused(408, "REQUEST_TIMEOUT", f"the body was not there after {took:.0f} s") from error
+    if size > limits.body:
+        pieces.clear()
+        await _swallow(request, limits)
+        raise Refused(413, "REQUEST_LIMIT_EXCEEDED", most)
     return b"".join(pieces)
+
+
+async def _swallow(request: Request, limits: Limits) -> None:
+    """Let a client finish what is refused, within limits: many read no answer before they have sent everything."""
+    size = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(limits.seconds):
+            while size < _MOST_SWALLOWED:
+                message = await request.receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return

@@ -22,6 +22,8 @@ MOST_BYTES = 8 << 20
 """How many bytes they have together at most, unless one alone has more."""
 MOST_WAITING = 1000
 """How many requests may wait for a version; more are refused at once."""
+MOST_WAITING_BYTES = 256 << 20
+"""How many bytes they may have together."""
 _RECENT = 2000
 _TO_END = 30.0
 _PAGE = 1 << 16
@@ -59,7 +61,8 @@ class Handle:
         self._waiting: deque[_Waiting] = deque()
         self._news = asyncio.Event()
         self._times: deque[float] = deque(maxlen=_RECENT)
-        self._busy = 0
+        self._busy = self._size = 0
+        self._sent = 0.0
         self._ended = False
         self._task: asyncio.Task[None] | None = None
 
@@ -107,6 +110,14 @@ class Handle:
         """How many requests it has not answered."""
         return len(self._waiting) + self._busy
 
+    def end_if_stuck(self, seconds: float) -> bool:
+        """Kill the process where it has not answered a batch for so long; say whether it was."""
+        stuck = self.alive and self._busy > 0 and time.perf_counter() - self._sent > seconds
+        if stuck:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+        return stuck
+
     async def ask(self, ask: Ask, body: bytes) -> Reply:
         """Have a request answered.
 
@@ -116,12 +127,16 @@ class Handle:
         """
         if not self.alive:
             raise DeploymentError(f"the process of version {self.version} has ended")
-        if len(self._waiting) >= MOST_WAITING:
+        if len(self._waiting) >= MOST_WAITING or self._size + len(body) > MOST_WAITING_BYTES:
             raise Overloaded
+        self._size += len(body)
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(ask, body, reply, time.perf_counter()))
         self._news.set()
-        return await reply
+        try:
+            return await reply
+        finally:
+            self._size -= len(body)
 
     def served(self) -> Served:
         """What it has answered so far."""
@@ -170,7 +185,7 @@ class Handle:
                     if not self._waiting and not self._ended:
                         await self._news.wait()
                 batch = self._next()
-                self._busy = len(batch)
+                self._busy, self._sent = len(batch), time.perf_counter()
                 try:
                     await self._answer(batch)
                 except (OSError, EOFError, msgspec.MsgspecError) as error:

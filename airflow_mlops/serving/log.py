@@ -9,11 +9,12 @@ costs. Rows wait in a bounded queue; where the store is too slow or away, rows b
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from airflow_mlops.call.store import Store
@@ -70,6 +71,11 @@ class PredictionLog:
             self._waiting.append(table)
             self._queued += table.num_rows
 
+    def lose(self, rows: int) -> None:
+        """Count rows that cannot even be taken."""
+        with self._lock:
+            self._dropped += rows
+
     def stands(self) -> Logged:
         """How many rows were written, wait, and are lost."""
         with self._lock:
@@ -92,8 +98,7 @@ class PredictionLog:
             waiting, self._waiting = self._waiting, []
         if not waiting:
             return
-        left = self._by_window(waiting)
-        problem = None
+        left, problem = self._sorted(waiting)
         for key in list(left):
             try:
                 self._write_window(key, left[key])
@@ -109,30 +114,40 @@ class PredictionLog:
             self._waiting = [table for tables in left.values() for table in tables] + self._waiting
             self._problem = problem
 
-    def _by_window(self, tables: list[pa.Table]) -> dict[str, list[pa.Table]]:
-        found: dict[str, list[pa.Table]] = defaultdict(list)
-        for table in tables:
-            keys = self._keys(table)
-            for key in dict.fromkeys(keys):
-                at = pa.array([number for number, each in enumerate(keys) if each == key])
-                found[key].append(table if len(at) == table.num_rows else table.take(at))
-        return found
+    def _sorted(self, tables: list[pa.Table]) -> tuple[dict[str, list[pa.Table]], str | None]:
+        try:
+            return self._by_window(tables), None
+        except Exception as error:
+            # Kept, they would be in the way of all that comes after them.
+            rows = sum(table.num_rows for table in tables)
+            with self._lock:
+                self._queued -= rows
+                self._dropped += rows
+            return {}, f"{rows} predictions cannot be logged: {error}"
 
-    def _keys(self, table: pa.Table) -> list[str]:
-        name = self.place.time if self.place.time in table.column_names else "answered_at"
-        known: dict[datetime, str] = {}
-        keys = []
-        for own, answered in zip(table[name].to_pylist(), table["answered_at"].to_pylist(), strict=True):
-            at = own if isinstance(own, datetime) else answered
-            hour = at.replace(minute=0, second=0, microsecond=0)
-            if hour not in known:
-                known[hour] = window_at(self.place.grain, at if at.tzinfo else at.replace(tzinfo=UTC)).key
-            keys.append(known[hour])
-        return keys
+    def _by_window(self, tables: list[pa.Table]) -> dict[str, list[pa.Table]]:
+        table = together(tables)
+        at = table["answered_at"].cast(pa.timestamp("us"))
+        if self.place.time in table.column_names and pa.types.is_temporal(table[self.place.time].type):
+            at = pc.coalesce(table[self.place.time].cast(pa.timestamp("us"), safe=False), at)
+        # There are few hours, however many rows, and a window holds whole ones.
+        hours = pc.floor_temporal(at, unit="hour")
+        of_hour = {hour: self._key(hour) for hour in pc.unique(hours).to_pylist()}
+        keys = list(dict.fromkeys(of_hour.values()))
+        if len(keys) == 1:
+            return {keys[0]: [table]}
+        own = {key: pa.array([hour for hour, each in of_hour.items() if each == key], hours.type) for key in keys}
+        return {key: [table.filter(pc.is_in(hours, own[key]))] for key in keys}
+
+    def _key(self, hour: datetime) -> str:
+        try:
+            return window_at(self.place.grain, hour.replace(tzinfo=UTC)).key
+        except (ValueError, OverflowError):  # at the ends of the calendar, where no data is
+            return window_at(self.place.grain, datetime.now(UTC)).key
 
     def _write_window(self, key: str, tables: list[pa.Table]) -> None:
         number, before = self._open.get(key, (1, []))
-        table = pa.concat_tables([*before, *tables], promote_options="permissive")
+        table = together([*before, *tables])
         stamped = table.append_column("window", pa.array([key] * table.num_rows, pa.string()))
         name = f"{SERVED}{self.place.server}-{self.place.version}-{number}.parquet"
         with self.place.store.scratch(".parquet") as file:
@@ -144,3 +159,22 @@ class PredictionLog:
         growing = [each for each, (_, tables) in self._open.items() if tables]
         for each in growing[:-_WINDOWS]:
             self._open[each] = (self._open[each][0] + 1, [])
+
+
+def together(tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables as one: a column that one of them lacks is null there, and one of two types, such as a key, is texts."""
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException:
+        kinds: dict[str, set[pa.DataType]] = {}
+        for table in tables:
+            for field in table.schema:
+                kinds.setdefault(field.name, set()).add(field.type)
+        mixed = {name for name, found in kinds.items() if len(found - {pa.null()}) > 1}
+        texts = [
+            table.cast(
+                pa.schema([(each.name, pa.string() if each.name in mixed else each.type) for each in table.schema])
+            )
+            for table in tables
+        ]
+        return pa.concat_tables(texts, promote_options="permissive")

@@ -10,8 +10,10 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from airflow_mlops.errors import DeploymentError
 from airflow_mlops.serving.app import Limits, Meters, application
@@ -36,6 +38,45 @@ def serve(settings: Settings, limits: Limits, host: str, port: int) -> None:
         asyncio.run(_serve(settings, limits, listening))
 
 
+# Which of two classes it is depends on what is installed.
+class _Impatient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """A connection whose client has to say what it wants: uvicorn itself waits for a request's head for ever."""
+
+    seconds = 30.0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to wait for the first head."""
+        super().connection_made(transport)
+        self._look()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes, and see whether they end a head, or begin the next."""
+        super().data_received(data)
+        self._look()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing any more."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def _look(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self.seconds, self._give_up)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        self._timer = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
 class _Front(uvicorn.Server):
     """Uvicorn, which would end the process by the signal it got before the log is written; here it only stops."""
 
@@ -52,6 +93,7 @@ async def _serve(settings: Settings, limits: Limits, listening: socket.socket) -
     server.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     config = uvicorn.Config(
         application(server, meters, limits),
+        http=type("_Impatient", (_Impatient,), {"seconds": limits.seconds}),
         log_config=None,
         access_log=False,
         lifespan="off",

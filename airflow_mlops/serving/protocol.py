@@ -12,9 +12,11 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from decimal import Decimal, InvalidOperation
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import msgspec
@@ -27,6 +29,7 @@ _FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 _NOT_JSON_NUMBER = re.compile(rb"[:\[,]\s*-?(NaN|Infinity)\b")
 _TRUE, _FALSE = frozenset({"true", "True", "1"}), frozenset({"false", "False", "0"})
 _MISSING = object()
+_LONGEST = 2000
 
 
 class RequestError(DataError):
@@ -48,8 +51,9 @@ class RequestError(DataError):
 
 
 def error_body(code: str, message: str) -> bytes:
-    """An error as MLflow's clients read it."""
-    return msgspec.json.encode({"error_code": code, "message": message})
+    """An error as MLflow's clients read it; what it quotes of a request may be long, or no text at all."""
+    text = message if len(message) <= _LONGEST else f"{message[: _LONGEST - 3]}..."
+    return msgspec.json.encode({"error_code": code, "message": text.encode("utf-8", "backslashreplace").decode()})
 
 
 class Rows(NamedTuple):
@@ -60,8 +64,13 @@ class Rows(NamedTuple):
     """How many."""
 
 
-def read_rows(body: bytes, content_type: str) -> Rows:
+def read_rows(body: bytes, content_type: str, wanted: Collection[str]) -> Rows:
     """Read a request.
+
+    Args:
+        body: its body.
+        content_type: what that is said to be.
+        wanted: the columns that somebody asks for; others may be left out.
 
     Raises:
         RequestError: when it is malformed, or in none of the forms.
@@ -91,20 +100,31 @@ def read_rows(body: bytes, content_type: str) -> Rows:
         return _split(value)
     if forms[0] == "inputs" and isinstance(value, dict):
         return _columns(value)
-    return _records(value, forms[0])
+    return _records(value, forms[0], wanted)
 
 
 def _json(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
-    except msgspec.DecodeError as error:
+    except RecursionError:
+        raise RequestError("the body is nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         if not _NOT_JSON_NUMBER.search(body):
             raise RequestError(f"the body is not JSON: {error}") from error
     try:
         # MLflow's own clients write a missing number so.
-        return json.loads(body, parse_constant=_constant)
+        return json.loads(body, parse_constant=_constant, parse_float=_finite)
+    except RecursionError:
+        raise RequestError("the body is nested too deeply") from None
     except ValueError as error:
         raise RequestError(f"the body is not JSON: {error}") from error
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:20]} is out of range")
+    return number
 
 
 def _constant(name: str) -> None:
@@ -119,7 +139,7 @@ def _split(value: Any) -> Rows:
     names, data = value["columns"], value["data"]
     if not isinstance(names, list) or not all(isinstance(each, str) for each in names) or not isinstance(data, list):
         raise RequestError(form)
-    twice = {name for name in names if names.count(name) > 1}
+    twice = {name for name, times in Counter(names).items() if times > 1}
     if twice:
         raise RequestError(f"'columns' names {', '.join(sorted(twice))} more than once")
     for number, row in enumerate(data):
@@ -140,10 +160,11 @@ def _columns(value: Mapping[str, Any]) -> Rows:
     return Rows(dict(value), counts.pop() if counts else 0)
 
 
-def _records(value: Any, form: str) -> Rows:
+def _records(value: Any, form: str, wanted: Collection[str]) -> Rows:
     if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
         raise RequestError(f'{form!r} is no list of objects, one a row, such as [{{"amount": 1.5}}]')
-    names = dict.fromkeys(name for record in value for name in record)
+    # Not every name that there is: a million records of one name each would make a million columns of them.
+    names = dict.fromkeys(name for record in value for name in record if name in wanted)
     return Rows({name: [record.get(name, _MISSING) for record in value] for name in names}, len(value))
 
 
@@ -182,6 +203,36 @@ def _kind(value: Any) -> str:
     return "null" if value is None else kinds.get(type(value), type(value).__name__)
 
 
+def require(rows: Rows, columns: Mapping[str, str]) -> None:
+    """See that a request has rows, and every column that the model takes.
+
+    Raises:
+        RequestError: when it has not.
+    """
+    missing = [name for name in columns if name not in rows.columns]
+    if missing:
+        raise RequestError(
+            f"missing column{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))}; "
+            f"the model takes {', '.join(columns)}",
+        )
+    if not rows.number:
+        raise RequestError("there are no rows")
+
+
+def together(requests: Sequence[Rows], names: Iterable[str]) -> Rows:
+    """The rows of several requests as if one had sent them; a column that one of them lacks is null there."""
+    if len(requests) == 1:
+        return requests[0]
+    columns: dict[str, Sequence[Any]] = {}
+    for name in names:
+        if any(name in rows.columns for rows in requests):
+            values: list[Any] = []
+            for rows in requests:
+                values.extend(rows.columns.get(name) or repeat(None, rows.number))
+            columns[name] = values
+    return Rows(columns, sum(rows.number for rows in requests))
+
+
 def table_of(rows: Rows, columns: Mapping[str, str]) -> pa.Table:
     """The columns that are asked for, with their types.
 
@@ -192,14 +243,7 @@ def table_of(rows: Rows, columns: Mapping[str, str]) -> pa.Table:
     Raises:
         RequestError: when a column is missing, or a value is of another type; with the column and the row.
     """
-    missing = [name for name in columns if name not in rows.columns]
-    if missing:
-        raise RequestError(
-            f"missing column{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))}; "
-            f"the model takes {', '.join(columns)}",
-        )
-    if not rows.number:
-        raise RequestError("there are no rows")
+    require(rows, columns)
     return pa.table({name: column_of(name, rows.columns[name], kind) for name, kind in columns.items()})
 
 
@@ -215,7 +259,7 @@ def column_of(name: str, values: Sequence[Any], wanted: str) -> pa.Array:
         values = [_read(name, row, value, accepted, read, told) for row, value in enumerate(values)]
     try:
         return pa.array(values, kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise RequestError(f"the column {name!r} has a value that does not fit into {wanted}: {error}") from error
 
 

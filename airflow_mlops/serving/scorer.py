@@ -6,18 +6,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from airflow_mlops.call.code import told
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import RegistryRef
 from airflow_mlops.errors import MlopsError, RegistryError
@@ -25,7 +28,17 @@ from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.serving.frames import Answers, Ask, Batch, Logged, Ready, Said, Start, length, pack
 from airflow_mlops.serving.log import Place, PredictionLog
-from airflow_mlops.serving.protocol import RequestError, Rows, answer_body, column_of, error_body, read_rows, table_of
+from airflow_mlops.serving.protocol import (
+    RequestError,
+    Rows,
+    answer_body,
+    column_of,
+    error_body,
+    read_rows,
+    require,
+    table_of,
+    together,
+)
 from airflow_mlops.spec.load import load_pipeline
 from airflow_mlops.spec.pipeline import Pipeline
 from airflow_mlops.spec.plan import kept_columns
@@ -33,6 +46,10 @@ from airflow_mlops.stages.batch_predict import score_rows
 from airflow_mlops.stages.golden import name_of_class
 from airflow_mlops.stages.model_io import DECLARATION, Model, download, loaded, read_facts
 
+log = logging.getLogger(__name__)
+
+_PROBE = "probe"
+"""The role of requests that only measure: nothing is to be learned from their rows."""
 _INPUT = "input."
 """What the model's raw columns begin with in the log, where a name might be one of the log's own."""
 
@@ -40,8 +57,9 @@ _INPUT = "input."
 class Asked(NamedTuple):
     """One request, read."""
 
+    at: int
+    """Its place in the batch."""
     ask: Ask
-    table: pa.Table
     rows: Rows
 
 
@@ -69,96 +87,113 @@ class Scorer:
     ) -> None:
         self.model, self.version, self.name, self.server = model, version, name, server
         self.log, self.keep = log, tuple(keep)
+        self._wanted = frozenset((*model.facts.columns, *self.keep))
 
     def answer(self, asks: Sequence[Ask], bodies: Sequence[bytes]) -> tuple[list[Said], list[bytes]]:
         """Answer requests; those that can be are scored together, and one that cannot spoils no other."""
-        said: list[Said | None] = [None] * len(asks)
+        said = [Said(500) for _ in asks]
         answers: list[bytes] = [b""] * len(asks)
-        read: list[tuple[int, Asked]] = []
+        read: list[Asked] = []
         for at, (ask, body) in enumerate(zip(asks, bodies, strict=True)):
             try:
-                found = read_rows(body, ask.kind)
-                read.append((at, Asked(ask, table_of(found, self.model.facts.columns), found)))
-            except RequestError as error:
-                said[at], answers[at] = Said(error.status), error.body()
-        for group in self._scored(read):
-            for at, status, body, rows in group:
-                said[at], answers[at] = Said(status, rows), body
-        return [each for each in said if each is not None], answers
+                rows = read_rows(body, ask.kind, self._wanted)
+                require(rows, self.model.facts.columns)
+            except Exception as error:
+                said[at].status, answers[at] = _refusal(error)
+            else:
+                read.append(Asked(at, ask, rows))
+        for asked, status, body in self._scored(read):
+            said[asked.at], answers[asked.at] = Said(status, asked.rows.number), body
+        return said, answers
 
-    def _scored(self, read: list[tuple[int, Asked]]) -> list[list[tuple[int, int, bytes, int]]]:
+    def _scored(self, read: list[Asked]) -> list[tuple[Asked, int, bytes]]:
         if not read:
             return []
         try:
-            columns = score_rows(self.model, pa.concat_tables([asked.table for _, asked in read]))
-        except MlopsError as error:
+            rows = together([each.rows for each in read], self._wanted)
+            table = table_of(rows, self.model.facts.columns)
+            columns = score_rows(self.model, table)
+        except Exception as error:
             if len(read) > 1:
                 # One of them is to blame; each is asked by itself.
                 return [found for each in read for found in self._scored([each])]
-            at, asked = read[0]
-            return [[(at, 500, error_body("INTERNAL_ERROR", error.what), asked.rows.number)]]
-        scored = pa.table(columns)
-        found, start = [], 0
-        for at, asked in read:
-            part = scored.slice(start, asked.rows.number)
-            start += asked.rows.number
-            found.append((at, 200, self._body(part), asked.rows.number))
-            self._take(asked, part)
-        return [found]
-
-    def _body(self, part: pa.Table) -> bytes:
-        classes = self.model.facts.classes
-        probabilities: dict[str, Any] = {}
-        if "probability" in part.column_names:
-            chance = part["probability"].to_numpy()
-            probabilities = {
-                name_of_class(classes[0]): (1 - chance).tolist(),
-                name_of_class(classes[1]): chance.tolist(),
-            }
-        else:
-            for name in part.column_names:
-                if name.startswith("probability."):
-                    probabilities[name.removeprefix("probability.")] = part[name].to_pylist()
-        return answer_body(part["prediction"].to_pylist(), probabilities)
-
-    def _take(self, asked: Asked, part: pa.Table) -> None:
-        """Let the log have the rows: what is kept, what was said, the model's own columns, and where it comes from."""
-        if self.log is None or asked.ask.role == "probe":
-            return
-        count = asked.rows.number
-        kept = {name: self._kept(asked, name) for name in self.keep}
-        stamps = {
-            "model": self.name,
-            "model_version": self.version,
-            "run": f"serving/{self.server}",
-            "request": asked.ask.request,
-            "role": asked.ask.role,
-        }
-        self.log.take(
-            pa.table(
-                {name: values for name, values in kept.items() if values is not None}
-                | {name: part[name] for name in part.column_names}
-                | {f"{_INPUT}{name}": asked.table[name] for name in asked.table.column_names}
-                | {name: pa.repeat(value, count) for name, value in stamps.items()}
-                | {"answered_at": pa.repeat(pa.scalar(datetime.now(UTC), pa.timestamp("us", "UTC")), count)}
-            )
-        )
-
-    def _kept(self, asked: Asked, name: str) -> Any:
-        if name in asked.table.column_names:
-            return asked.table[name]
-        if name not in asked.rows.columns:
-            return None
-        values = asked.rows.columns[name]
-        if self.log is not None and name == self.log.place.time:
+            return [(read[0], *_refusal(error))]
+        if self.log is not None and any(each.ask.role != _PROBE for each in read):
             try:
-                return column_of(name, values, "timestamp[us]")
-            except RequestError:
-                return None
-        try:
-            return pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+                self.log.take(self._logged(read, rows, table, columns))
+            except Exception:
+                # Answers go on, whatever becomes of their log.
+                log.exception("predictions were not logged")
+                self.log.lose(table.num_rows)
+        bodies = self._bodies(columns, [each.rows.number for each in read])
+        return [(each, 200, body) for each, body in zip(read, bodies, strict=True)]
+
+    def _bodies(self, columns: Mapping[str, Any], counts: Sequence[int]) -> list[bytes]:
+        classes = self.model.facts.classes
+        said = columns["prediction"].to_pylist()
+        chances: dict[str, list[float]] = {}
+        if "probability" in columns:
+            chance = columns["probability"].to_numpy()
+            chances = {name_of_class(classes[0]): (1 - chance).tolist(), name_of_class(classes[1]): chance.tolist()}
+        else:
+            for name, values in columns.items():
+                if name.startswith("probability."):
+                    chances[name.removeprefix("probability.")] = values.to_pylist()
+        bodies, start = [], 0
+        for count in counts:
+            part = slice(start, start + count)
+            bodies.append(answer_body(said[part], {name: values[part] for name, values in chances.items()}))
+            start += count
+        return bodies
+
+    def _logged(self, read: Sequence[Asked], rows: Rows, table: pa.Table, columns: Mapping[str, Any]) -> pa.Table:
+        """What the log has of a batch: what is kept, what was said, the raw columns, and where it comes from."""
+        count = table.num_rows
+        kept = {name: self._kept(rows, table, name) for name in self.keep}
+        of_request = pa.array([number for number, each in enumerate(read) for _ in range(each.rows.number)], pa.int32())
+        stamps = {"model": self.name, "model_version": self.version, "run": f"serving/{self.server}"}
+        of_each = {"request": [each.ask.request for each in read], "role": [each.ask.role for each in read]}
+        logged = pa.table(
+            {name: values for name, values in kept.items() if values is not None}
+            | dict(columns)
+            | {f"{_INPUT}{name}": table[name] for name in table.column_names}
+            | {name: pa.repeat(value, count) for name, value in stamps.items()}
+            | {name: pa.array(values, pa.string()).take(of_request) for name, values in of_each.items()}
+            | {"answered_at": pa.repeat(pa.scalar(datetime.now(UTC), pa.timestamp("us", "UTC")), count)}
+        )
+        return logged.filter(pc.not_equal(logged["role"], _PROBE))
+
+    def _kept(self, rows: Rows, table: pa.Table, name: str) -> Any:
+        if name in table.column_names:
+            return table[name]
+        if name not in rows.columns:
             return None
+        # A kept column is no business of the model's: what cannot be kept is left out, and the answer given.
+        values = [each if isinstance(each, str | int | float | bool) else None for each in rows.columns[name]]
+        if self.log is not None and name == self.log.place.time:
+            return pa.array([_moment(each) for each in values], pa.timestamp("us"))
+        kinds = set(map(type, values)) - {type(None)}
+        try:
+            return pa.array(values if len(kinds) <= 1 else [None if each is None else str(each) for each in values])
+        except (pa.ArrowException, ValueError, OverflowError):
+            return None
+
+
+def _moment(value: Any) -> datetime | None:
+    try:
+        found: datetime | None = column_of("", [value], "timestamp[us]")[0].as_py()
+    except RequestError:
+        return None
+    return found
+
+
+def _refusal(error: Exception) -> tuple[int, bytes]:
+    """Status and body for a request that cannot be answered."""
+    if isinstance(error, RequestError):
+        return error.status, error.body()
+    if not isinstance(error, MlopsError):
+        log.error("a request could not be answered", exc_info=error)
+    return 500, error_body("INTERNAL_ERROR", error.what if isinstance(error, MlopsError) else told(error))
 
 
 def main() -> int:
@@ -167,6 +202,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     start = msgspec.json.decode(source.readline(), type=Start)
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -181,14 +217,14 @@ def main() -> int:
             _send(sink, pack(Ready(problem=str(error))))
             return 1
         try:
-            log = PredictionLog(place, start.flush) if place else None
+            journal = PredictionLog(place, start.flush) if place else None
             scorer = Scorer(
-                model, version=start.version, name=registry.ref.model, server=start.server, log=log, keep=keep
+                model, version=start.version, name=registry.ref.model, server=start.server, log=journal, keep=keep
             )
             _send(sink, pack(Ready(bytes=model.size, classifies=facts.task != "regression")))
             _serve(scorer, source, sink)
-            if log:
-                log.close()
+            if journal:
+                journal.close()
         finally:
             scope.__exit__(None, None, None)
     return 0
@@ -228,8 +264,8 @@ def _serve(scorer: Scorer, source: BinaryIO, sink: BinaryIO) -> None:
         batch = msgspec.json.decode(source.read(length(head)), type=Batch)
         bodies = [source.read(size) for size in batch.sizes]
         said, answers = scorer.answer(batch.asks, bodies)
-        log = scorer.log.stands() if scorer.log else Logged()
-        _send(sink, pack(Answers(said, [len(each) for each in answers], log), answers))
+        stands = scorer.log.stands() if scorer.log else Logged()
+        _send(sink, pack(Answers(said, [len(each) for each in answers], stands), answers))
 
 
 def _send(sink: BinaryIO, pieces: list[bytes]) -> None:

@@ -34,6 +34,8 @@ _LOAD = 120.0
 _FULL_SHADOW = 64
 """With more requests waiting for it than these, a candidate in the shadow is not asked: it must slow down nobody."""
 _SAME = 1e-6
+_GRACE = 2.0
+"""How much longer than an answer may take a process may be silent before it is ended, as one that never will answer."""
 
 
 class Settings(NamedTuple):
@@ -157,7 +159,8 @@ class Server:
 
     def watch(self) -> None:
         """From here on follow the ledger, write heartbeats, and look at MLflow now and then."""
-        self._tasks = [asyncio.create_task(each) for each in (self._go_on(), self._go_beating(), self._go_asking())]
+        going = (self._go_on(), self._go_beating(), self._go_asking(), self._go_watching())
+        self._tasks = [asyncio.create_task(each) for each in going]
 
     async def close(self) -> None:
         """Answer what waits, write the log, and take the heartbeat away."""
@@ -250,6 +253,20 @@ class Server:
                 await handle.look()
             await self._beat()
             await asyncio.sleep(_BEAT)
+
+    async def _go_watching(self) -> None:
+        """End processes that are stuck. Not where the ledger is followed: that waits for what an old one still owes."""
+        owing: dict[int, Handle] = {}
+        while True:
+            await asyncio.sleep(_LOOK)
+            owing |= {id(handle): handle for handle in self._handles.values()}
+            for key, handle in list(owing.items()):
+                if handle.end_if_stuck(self.settings.seconds + _GRACE):
+                    log.error(
+                        "version %s gave no answer for %.0f s: it is ended", handle.version, self.settings.seconds
+                    )
+                if not handle.alive:
+                    del owing[key]
 
     async def _beat(self) -> None:
         if self.settings.version is not None:

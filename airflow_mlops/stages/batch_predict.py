@@ -142,8 +142,8 @@ def score_rows(model: Model, table: pa.Table) -> dict[str, Any]:
     facts = model.facts
     rows = raw_rows(table, facts)
     try:
-        predicted = np.asarray(model.predict(rows))
-        probability = model.probability(rows)
+        predicted, probability = model.answer(rows)
+        predicted = np.asarray(predicted)
     except MlopsError:
         raise
     except Exception as error:

@@ -21,6 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 from pydantic import BaseModel, ConfigDict
+from sklearn.pipeline import Pipeline
 
 from airflow_mlops.call.code import code_scope
 from airflow_mlops.call.store import digest_of_file
@@ -235,6 +236,17 @@ class Model:
     def predict(self, frame: pd.DataFrame) -> Any:
         """Labels or numbers of shape ``(rows,)``."""
         return self.estimator.predict(frame)
+
+    def answer(self, frame: pd.DataFrame) -> tuple[Any, Any]:
+        """What `predict` and `probability` give, with the features made once."""
+        if not self.gives_probabilities or type(self.estimator) is not Pipeline:
+            return self.predict(frame), self.probability(frame)
+        features: Any = frame
+        for _, step in self.estimator.steps[:-1]:
+            if step is not None and step != "passthrough":
+                features = step.transform(features)
+        final = self.estimator.steps[-1][1]
+        return final.predict(features), final.predict_proba(features)
 
 
 @contextmanager

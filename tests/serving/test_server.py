@@ -11,8 +11,10 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
+import psutil
 import pytest
 
 from airflow_mlops.call import Store
@@ -142,24 +144,78 @@ def test_other_types_of_content_are_refused(served_once: Served) -> None:
     assert served_once.ask("POST", "/invocations", b"<a/>", content_type="text/xml").status == 415
 
 
-def test_a_body_that_is_too_large_is_refused_unread(served_once: Served) -> None:
-    reply = served_once.ask("POST", "/invocations", b" " * 1_000_001, content_type=JSON)
+def test_a_body_that_is_too_large_is_refused_and_the_client_gets_to_read_why(served_once: Served) -> None:
+    # A hundred megabytes, said beforehand and not; none of it is kept.
+    reply = served_once.ask("POST", "/invocations", b" " * 100_000_000, content_type=JSON)
     assert reply.status == 413 and "1,000,000 bytes" in reply.body["message"]
-    # One that does not say how large it is is cut off.
     connection = served_once.connect()
-    connection.putrequest("POST", "/invocations")
-    connection.putheader("Transfer-Encoding", "chunked")
-    connection.endheaders()
-    status = None
-    try:
-        for _ in range(100):
-            connection.send(b"186A0\r\n" + b" " * 100_000 + b"\r\n")
-        connection.send(b"0\r\n\r\n")
-        status = connection.getresponse().status
-    except (ConnectionError, OSError):
-        pass
-    assert status in (413, None)
+    pieces = (b" " * 100_000 for _ in range(1000))
+    connection.request("POST", "/invocations", pieces, {"Content-Type": JSON}, encode_chunked=True)
+    assert connection.getresponse().status == 413
     connection.close()
+    assert psutil.Process(served_once.process.pid).memory_info().rss < 300 << 20
+
+
+def test_a_client_that_says_nothing_is_let_go(served_once: Served) -> None:
+    parts = urlsplit(served_once.url)
+    for first, begun in (
+        (b"", b""),
+        (b"", b"POST /invocations HTTP/1.1\r\nContent-"),
+        (b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /pi"),
+    ):
+        with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
+            connection.sendall(first)
+            answer = b""
+            while first and not answer.endswith(b"\r\n\r\n\n"):
+                answer += connection.recv(4096)
+            connection.sendall(begun)
+            started = time.monotonic()
+            assert connection.recv(4096) == b""
+            assert 1 < time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[" * 200_000, b'"\xff"', b'{"inputs": [NaN, "\\ud800"]}', b'{"\\ud800": NaN}'],
+    ids=["nested", "no-utf-8", "surrogate", "name"],
+)
+def test_no_body_ends_the_process_of_a_version(served_once: Served, body: bytes) -> None:
+    before = children_of(served_once)
+    assert served_once.ask("POST", "/invocations", body, content_type=JSON).status == 400
+    assert children_of(served_once) == before
+
+
+def children_of(server: Served) -> list[str]:
+    return Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+
+
+def test_a_model_that_never_answers_is_ended_and_loaded_again(world: World) -> None:
+    source = (
+        "import time\n\ndef build(frame):\n    if (frame['age'] == -1).any():\n        time.sleep(600)\n"
+        "    if (frame['age'] == -2).any():\n        raise KeyError('nobody is that old')\n"
+        "    return frame[['amount', 'age']].fillna(0.0)\n"
+    )
+    toy.package(world.folder, "slowly", source)
+    toy.months(world.folder)
+    declaration = toy.declare(world.folder, world.registry.model, prepare={"features": "slowly.features:build"})
+    toy.run_plan(declaration, "2024-01", "jan", world.store, world.registry)
+    record = {"id": "a", "at": "2024-03-01T00:00:00", "amount": 1.0, "age": 30.0, "region": "a", "member": True}
+
+    def ask(age: float) -> Any:
+        body = json.dumps({"instances": [{**record, "age": age}]})
+        return server.ask("POST", "/invocations", body, content_type=JSON)
+
+    with Served(world, "--timeout", "1") as server:
+        before = children_of(server)
+        assert ask(30).status == 200
+        # What the model raises is its own fault, and nobody else's.
+        failed = ask(-2)
+        assert failed.status == 500 and "nobody is that old" in failed.body["message"]
+        assert children_of(server) == before
+        assert ask(-1).status == 504
+        server.wait(lambda: children_of(server) not in (before, []))
+        server.wait(lambda: server.health()["state"] == "ok")
+        assert ask(30).status == 200
 
 
 def test_a_client_that_sends_too_slowly_is_let_go(served_once: Served) -> None:
@@ -204,7 +260,7 @@ def test_with_a_key_only_who_has_it_is_answered(trained: World, tmp_path: Path) 
 
 
 def test_it_follows_the_ledger_there_and_back(trained: World) -> None:
-    """100 swaps under load: no request fails, and each is answered by one version as that version answers."""
+    """Swaps under load (as many as SWAPS says): no request fails, and each is answered by one version as that version answers."""
     table = toy.rows("2024-03", 4)
     with Served(trained, "--no-log") as server:
         champion = ledger(trained).champion()
@@ -234,7 +290,7 @@ def test_it_follows_the_ledger_there_and_back(trained: World) -> None:
         threads = [threading.Thread(target=load) for _ in range(4)]
         for thread in threads:
             thread.start()
-        swaps = int(os.environ.get("SWAPS", "6"))
+        swaps = int(os.environ.get("SWAPS", "4"))
         try:
             for swap in range(swaps):
                 version = (other, str(champion))[swap % 2]

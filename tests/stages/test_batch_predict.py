@@ -96,7 +96,7 @@ def test_the_same_run_writes_the_same_bytes_and_fewer_rows_leave_none_behind(tra
 def test_a_promotion_meanwhile_mixes_no_versions(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     toy.months(world.folder, ["2024-01"], 800)
     toy.run_plan(toy.declare(world.folder, NAME), "2024-01", "first", world.store, world.registry)
-    score = batch_predict._score
+    score = batch_predict.score_rows
 
     def promote_and_score(model: Model, table: pa.Table) -> Any:
         if toy.registry_of(world.store, world.registry).ledger.champion() == "1":
@@ -104,7 +104,7 @@ def test_a_promotion_meanwhile_mixes_no_versions(world: World, monkeypatch: pyte
         return score(model, table)
 
     monkeypatch.setattr(batch_predict, "_BATCH_ROWS", 64)
-    monkeypatch.setattr(batch_predict, "_score", promote_and_score)
+    monkeypatch.setattr(batch_predict, "score_rows", promote_and_score)
     outcome = run(call_of(world, toy.rows("2024-02"), "2024-02"))
     assert toy.registry_of(world.store, world.registry).ledger.champion() == "2"
     assert set(pq.ParquetFile(file_of(outcome)).read()["model_version"].to_pylist()) == {"1"}
@@ -183,7 +183,7 @@ def test_an_object_store_serves_as_destination(trained: World) -> None:
 
 
 def test_a_window_that_was_not_predicted_is_no_data(trained: World) -> None:
-    with pytest.raises(DataNotFoundError, match=r"window=2031-01/predictions.parquet; try: run the pipeline's predict"):
+    with pytest.raises(DataNotFoundError, match=r"window=2031-01; try: run the pipeline's predict"):
         list(read_predictions(f"{trained.store}/predictions/{NAME}", "2031-01"))
 
 
@@ -228,4 +228,4 @@ def test_a_model_that_gives_the_wrong_thing_is_named(task: Any, model: Bad, text
         hash_columns=("x",),
     )
     with pytest.raises(CodeError, match=text):
-        batch_predict._score(Model(model, facts, Path()), pa.table({"x": [1.0, 2.0, 3.0]}))
+        batch_predict.score_rows(Model(model, facts, Path()), pa.table({"x": [1.0, 2.0, 3.0]}))
