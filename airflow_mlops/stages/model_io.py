@@ -21,7 +21,6 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 from pydantic import BaseModel, ConfigDict
-from sklearn.pipeline import Pipeline
 
 from airflow_mlops.call.code import code_scope
 from airflow_mlops.call.store import digest_of_file
@@ -239,6 +238,9 @@ class Model:
 
     def answer(self, frame: pd.DataFrame) -> tuple[Any, Any]:
         """What `predict` and `probability` give, with the features made once."""
+        # Whoever only asks about a model imports this module too, and pays for no scikit-learn.
+        from sklearn.pipeline import Pipeline
+
         if not self.gives_probabilities or type(self.estimator) is not Pipeline:
             return self.predict(frame), self.probability(frame)
         features: Any = frame
