@@ -17,6 +17,10 @@
     │   └── StoreUnreachableError   (worth a retry)
     ├── DeploymentError             what serves does not do as the ledger says
     │   └── TrialFailedError        a candidate on trial broke a rule, and was withdrawn
+    ├── CloudError                  Google Cloud refused
+    │   ├── CloudAccessError        it lets us not in, or we may not
+    │   ├── CloudNotFoundError      no such resource there
+    │   └── CloudUnreachableError   (worth a retry)
     └── BackendError                a job could not be carried
         ├── JobCancelledError
         ├── JobLostError            (worth a retry)
@@ -161,6 +165,26 @@ class DeploymentError(MlopsError):
 
 class TrialFailedError(DeploymentError):
     """A candidate on trial broke a rule, and was withdrawn."""
+
+
+class CloudError(MlopsError):
+    """Google Cloud refused. ``status`` is its own word, such as ``FAILED_PRECONDITION`` or ``ALREADY_EXISTS``."""
+
+    status = ""
+
+
+class CloudAccessError(CloudError):
+    """Google Cloud does not let us in, or we lack a permission."""
+
+
+class CloudNotFoundError(CloudError):
+    """There is no such resource."""
+
+
+class CloudUnreachableError(CloudError):
+    """Google Cloud does not answer, or has no room now."""
+
+    retryable = True
 
 
 class BackendError(MlopsError):

@@ -73,6 +73,16 @@ def get_provider_info() -> dict[str, Any]:
                         "example": "gs://my-bucket/mlops",
                         "default": "mlops",
                     },
+                    "environment": {
+                        "description": (
+                            "Which of the environments that pipelines declare this Airflow is, such as staging. "
+                            "Empty: declarations are used as they stand."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "string",
+                        "example": "prod",
+                        "default": "",
+                    },
                 },
             }
         },

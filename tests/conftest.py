@@ -23,7 +23,7 @@ from xdist.scheduler import LoadScopeScheduling
 if TYPE_CHECKING:
     from tests.toy import World
 
-pytest_plugins = ["tests.airflow_fixtures", "tests.running"]
+pytest_plugins = ["tests.airflow_fixtures", "tests.running", "tests.loopback.gcs"]
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

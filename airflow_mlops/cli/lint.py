@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from airflow_mlops.call.code import load
 from airflow_mlops.errors import CodeError, DeclarationError
@@ -20,12 +20,32 @@ from airflow_mlops.spec.wiring import check_all, problems_of
 
 
 def lint(files: list[str]) -> list[str]:
-    """Every problem of the pipelines in these files, one line each."""
+    """Every problem of the pipelines in these files, one line each, in each environment that they declare."""
+    problems = _lint(files, "")
+    for environment in _environments(files):
+        declaring = [file for file in files if environment in _environments([file])]
+        problems += [
+            f"{each} (environment {environment!r})" for each in _lint(declaring, environment) if each not in problems
+        ]
+    return problems
+
+
+def _environments(files: list[str]) -> list[str]:
+    """The environments that pipelines of these files declare, in their order."""
+    found: dict[str, None] = {}
+    for file in files:
+        with suppress(DeclarationError):
+            for declaration in load_declarations(file, ""):
+                found |= dict.fromkeys(declaration.pipeline.environments)
+    return list(found)
+
+
+def _lint(files: list[str], environment: str) -> list[str]:
     declarations: list[Declaration] = []
     problems: list[str] = []
     for file in files:
         try:
-            declarations += load_declarations(file)
+            declarations += load_declarations(file, environment)
         except DeclarationError as error:
             problems += error.problems
     found = [(declaration.pipeline.name, lint_one(declaration)) for declaration in declarations]

@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 
 from airflow_mlops import __version__
-from airflow_mlops.cli.where import add_registry, add_store
+from airflow_mlops.backends.local import environment
+from airflow_mlops.cli.where import add_environment, add_registry, add_store
 from airflow_mlops.errors import DeclarationError, MlopsError
+from airflow_mlops.spec.environment import VARIABLE
 
 STATE_FOLDER = ".airflow-mlops"
 
@@ -30,7 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     _quiet(options)
     try:
-        code = int(options.handler(options))
+        with environment({VARIABLE: options.env} if getattr(options, "env", None) else {}):
+            code = int(options.handler(options))
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -61,6 +64,7 @@ def parser_of_commands() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="run a pipeline's training here and now, without Airflow")
     run.add_argument("file", metavar="PIPELINE.yaml", help="a YAML file of one or more pipelines")
+    add_environment(run)
     run.add_argument("--window", metavar="KEY", help="the window, such as 2013-02 (default: the newest there is)")
     run.add_argument("--pipeline", metavar="NAME", help="which one, where the file holds several")
     run.add_argument("--store", metavar="URI", help=f"the artifact store (default: {STATE_FOLDER}/store)")
@@ -85,6 +89,7 @@ def parser_of_commands() -> argparse.ArgumentParser:
 
     pools = commands.add_parser("pools", help="make the Airflow pools that limit concurrent trainings")
     pools.add_argument("files", nargs="+", metavar="FILE", help="a YAML file of one or more pipelines")
+    add_environment(pools)
     pools.add_argument("--json", action="store_true", help="print them for `airflow pools import`, and make nothing")
     pools.set_defaults(handler=_pools)
 
@@ -93,6 +98,7 @@ def parser_of_commands() -> argparse.ArgumentParser:
     kinds = schema.add_subparsers(dest="kind", metavar="")
     infer = kinds.add_parser("infer", help="propose a data schema from rows, for review")
     infer.add_argument("source", metavar="SOURCE", help="a Parquet or CSV file, or a pipeline's YAML file")
+    add_environment(infer)
     infer.add_argument("--window", metavar="KEY", help="the window to read, for a pipeline (default: the newest)")
     infer.add_argument("--out", metavar="FILE", help="where to write it (default: standard output)")
     infer.add_argument("--force", action="store_true", help="write over an earlier file")
@@ -102,6 +108,7 @@ def parser_of_commands() -> argparse.ArgumentParser:
     kinds = runtime.add_subparsers(dest="kind", metavar="COMMAND", required=True)
     build = kinds.add_parser("build", help="build them beforehand, such as when an image is made")
     build.add_argument("files", nargs="+", metavar="FILE", help="a YAML file of one or more pipelines")
+    add_environment(build)
     build.set_defaults(handler=_runtime, command_name="build")
     kinds.add_parser("ls", help="list those kept here").set_defaults(handler=_runtime, command_name="ls")
     unused = kinds.add_parser("prune", help="remove those that nobody uses any more")
@@ -114,6 +121,7 @@ def parser_of_commands() -> argparse.ArgumentParser:
     explained = asked.add_parser("explain", help="say of each stage whether a run would do it, and why")
     pruned = asked.add_parser("prune", help="remove old entries, and the artifacts that nothing names any more")
     explained.add_argument("file", metavar="PIPELINE.yaml", help="a YAML file of one or more pipelines")
+    add_environment(explained)
     explained.add_argument("--window", metavar="KEY", help="the window (default: the newest there is)")
     explained.add_argument("--registry", metavar="URI", help="MLflow's tracking URI, as for run")
     pruned.add_argument("--older-than", metavar="AGE", default="30d", help="such as 12h or 30d (default: %(default)s)")
@@ -209,6 +217,7 @@ def parser_of_commands() -> argparse.ArgumentParser:
         "calibrate", help="show a drift rule's false alarms and power on the source's history, before it is turned on"
     )
     calibrate.add_argument("file", metavar="PIPELINE.yaml")
+    add_environment(calibrate)
     calibrate.add_argument("--pipeline", metavar="NAME", help="which one, where the file holds several")
     calibrate.add_argument(
         "--window", metavar="KEY", help="the newest window to look at (default: the newest there is)"
@@ -226,6 +235,7 @@ def parser_of_commands() -> argparse.ArgumentParser:
         "windows before --from. What was computed once is kept in the state folder.",
     )
     replay.add_argument("file", metavar="PIPELINE.yaml", help="a YAML file of one or more pipelines")
+    add_environment(replay)
     replay.add_argument("--from", dest="first", required=True, metavar="KEY", help="the first window, such as 2013-03")
     replay.add_argument("--to", dest="last", required=True, metavar="KEY", help="the last window")
     replay.add_argument("--pipeline", metavar="NAME", help="which one, where the file holds several")

@@ -11,6 +11,7 @@ from airflow_mlops.backends.local import environment
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import RegistryRef
 from airflow_mlops.errors import RegistryError
+from airflow_mlops.spec.environment import VARIABLE
 
 _CONTEXT = "_AIRFLOW_PROCESS_CONTEXT"
 
@@ -18,6 +19,13 @@ _CONTEXT = "_AIRFLOW_PROCESS_CONTEXT"
 def add_store(parser: argparse.ArgumentParser) -> None:
     """Let a command be told the store."""
     parser.add_argument("--store", metavar="URI", help="the artifact store (default: that of Airflow's configuration)")
+
+
+def add_environment(parser: argparse.ArgumentParser) -> None:
+    """Let a command be told which of the declared environments is meant."""
+    parser.add_argument(
+        "--env", metavar="NAME", help=f"which of the declared environments (default: ${VARIABLE}, else none)"
+    )
 
 
 def add_registry(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 """Pipelines to DAGs."""
 
 from airflow_mlops.factory.build import build_dags
-from airflow_mlops.factory.load import calling_folder, load_dags
+from airflow_mlops.factory.load import calling_folder, configured_environment, load_dags
 
-__all__ = ["build_dags", "calling_folder", "load_dags"]
+__all__ = ["build_dags", "calling_folder", "configured_environment", "load_dags"]

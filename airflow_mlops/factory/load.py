@@ -11,6 +11,7 @@ from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 from airflow.sdk import DAG, BaseOperator
+from airflow.sdk.configuration import conf
 
 from airflow_mlops.errors import DeclarationError
 from airflow_mlops.factory.build import build_dags
@@ -28,6 +29,11 @@ def calling_folder() -> str:
         if frame is not None and frame.f_back is not None:
             frame = frame.f_back
     return os.path.dirname(os.path.abspath(frame.f_code.co_filename)) if frame else os.getcwd()
+
+
+def configured_environment() -> str:
+    """The environment that this Airflow is, by ``[airflow_mlops] environment``; empty where it does not say."""
+    return str(conf.get("airflow_mlops", "environment", fallback=""))
 
 
 def load_dags(pattern: str, namespace: MutableMapping[str, Any], base: str | None = None) -> dict[str, DAG]:
@@ -56,7 +62,7 @@ def load_dags(pattern: str, namespace: MutableMapping[str, Any], base: str | Non
     broken: dict[str, list[str]] = {}
     for file in files:
         try:
-            found = load_declarations(file)
+            found = load_declarations(file, configured_environment())
         except DeclarationError as error:
             broken[file] = list(error.problems)
             continue

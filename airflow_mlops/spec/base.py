@@ -24,6 +24,9 @@ from pydantic import (
 )
 from pydantic.json_schema import GenerateJsonSchema
 
+SEVERAL = "several"
+"""The type of a validation error that holds several, each with its path, in its context's ``problems``."""
+
 _DURATION = re.compile(r"(\d+)\s*([smhdw])")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}

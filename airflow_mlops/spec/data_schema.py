@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from airflow_mlops.errors import DeclarationError
-from airflow_mlops.spec.base import Callable, Duration, Names, Section
-from airflow_mlops.spec.load import SEVERAL, Document, read_documents, to_yaml, validate
+from airflow_mlops.spec.base import SEVERAL, Callable, Duration, Names, Section
+from airflow_mlops.spec.load import Document, read_documents, to_yaml, validate
 from airflow_mlops.spec.pipeline import DriftRule
 
 ColumnType = Literal["integer", "number", "boolean", "string", "timestamp", "date"]

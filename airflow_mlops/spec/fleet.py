@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow_mlops.spec.base import json_schema
+from airflow_mlops.spec.environment import merged
 from airflow_mlops.spec.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def members(document: Document) -> list[Document]:
     documents: dict[str, Document] = {}
     for index, member in enumerate(found):
         _check_values(member, found[0])
-        value = _filled(_merge(shared, member.overrides), member.values)
+        value = _filled(merged(shared, member.overrides), member.values)
         # A name that is missing or no text is told by the pipeline's own check.
         name = value["name"] if isinstance(value.get("name"), str) else f"{index}"
         if name in documents:
@@ -173,13 +174,6 @@ def _check_values(member: _Member, first: _Member) -> None:
             f"a member has the placeholders {listed[0]}, and the first one has {listed[1]}",
             fix="give every member the same placeholders",
         )
-
-
-def _merge(shared: Any, overrides: Any) -> Any:
-    """Maps are merged key by key; anything else is replaced."""
-    if isinstance(shared, Mapping) and isinstance(overrides, Mapping):
-        return {**shared, **{key: _merge(shared.get(key), value) for key, value in overrides.items()}}
-    return overrides
 
 
 def _filled(value: Any, values: dict[str, str]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from airflow_mlops.errors import DeclarationError
+from airflow_mlops.spec.base import SEVERAL
+from airflow_mlops.spec.environment import ENVIRONMENTS, VARIABLE, in_environment
 from airflow_mlops.spec.fleet import FleetMistake, folded, members
 from airflow_mlops.spec.pipeline import Pipeline
 
@@ -22,8 +25,6 @@ M = TypeVar("M", bound=BaseModel)
 
 _MOST_VALUES = 100_000
 STAGE_KEYS = {"data", "prepare", "tune", "train", "evaluate", "validate_model", "monitor", "retrain", "predict"}
-SEVERAL = "several"
-"""The type of a validation error that holds several, each with its path, in its context's ``problems``."""
 
 
 class _Loader(_BaseLoader):  # type: ignore[misc]
@@ -334,14 +335,37 @@ def _keys(model: type[BaseModel]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def load_declarations(file: str | Path) -> list[Declaration]:
+def declared(document: Document, environment: str | None) -> tuple[Pipeline, Document]:
+    """The pipeline of a document as it is in an environment, and the document that says so.
+
+    Raises:
+        DeclarationError: with one line for every mistake, also when it declares environments and none of that name.
+    """
+    pipeline = validate(Pipeline, document)
+    if not environment or not pipeline.environments:
+        return pipeline, document
+    if environment not in pipeline.environments:
+        what = f"there is no environment {environment!r}"
+        allowed = ", ".join(pipeline.environments)
+        raise DeclarationError([describe(document, pipeline.name, (ENVIRONMENTS,), what, allowed=allowed)])
+    document = in_environment(document, environment)
+    return validate(Pipeline, document), document
+
+
+def load_declarations(file: str | Path, environment: str | None = None) -> list[Declaration]:
     """Read every pipeline of a YAML file; several stand in one file as documents between ``---`` lines.
 
     A document with ``for_each`` makes a pipeline for every member of its fleet.
 
+    Args:
+        file: the file.
+        environment: which of the declared ``environments`` they are to be in. Default: that of Airflow's variable
+            ``AIRFLOW__AIRFLOW_MLOPS__ENVIRONMENT``; empty: none, the declaration as it stands.
+
     Raises:
         DeclarationError: with one line for every mistake in the file.
     """
+    environment = os.environ.get(VARIABLE) if environment is None else environment
     declarations, problems = [], []
     base = str(Path(file).absolute().parent)
     documents = read_documents(file)
@@ -356,7 +380,8 @@ def load_declarations(file: str | Path) -> list[Declaration]:
         found = []
         for member in fleet:
             try:
-                declarations.append(Declaration(validate(Pipeline, member), base, member))
+                pipeline, resolved = declared(member, environment)
+                declarations.append(Declaration(pipeline, base, resolved))
             except DeclarationError as error:
                 name = member.value.get("name") if isinstance(member.value, dict) else None
                 found.append((str(name), error.problems))

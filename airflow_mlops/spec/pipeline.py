@@ -17,8 +17,12 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
-from airflow_mlops.spec.base import Callable, Duration, Estimator, Names, Schedule, Section, Size
+from airflow_mlops.errors import DeclarationError
+from airflow_mlops.spec.base import SEVERAL, Callable, Duration, Estimator, Names, Schedule, Section, Size
+from airflow_mlops.spec.environment import merged, not_allowed
+from airflow_mlops.spec.google import Google
 from airflow_mlops.spec.metrics import Task
 from airflow_mlops.spec.source import Snapshots, Source, is_windowed
 from airflow_mlops.spec.space import Space
@@ -482,6 +486,8 @@ class Pipeline(Section):
     """The limit of concurrent trainings, shared by pipelines that name the same pool. Default: Airflow's own limits."""
     backend: str = "local"
     """Where the stages run: a name entered in the entry points ``airflow_mlops.backends``."""
+    google: Google | None = None
+    """Where and on what it runs on Google Cloud, for ``backend: vertex`` and ``deploy.target: vertex``."""
     runtime: Runtime | None = None
     """An interpreter or environment of its own for what the team's code needs. Default: the worker's."""
     registry: str = "mlflow_default"
@@ -493,6 +499,18 @@ class Pipeline(Section):
     """How often a task is tried again after an error that a retry can mend."""
     retry_delay: Duration = timedelta(minutes=1)
     """How long to wait before that."""
+    environments: dict[str, dict[str, Any]] = Field({}, examples=[{"prod": {"backend": "vertex"}}])
+    """What differs in an environment, by its name: keys of the declaration laid over it where Airflow's configuration
+    says ``[airflow_mlops] environment = NAME`` (on the shell, ``--env NAME``)."""
+
+    @field_validator("environments")
+    @classmethod
+    def _may_differ(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        wrong = [((name, *path), what) for name, overlay in value.items() for path, what in not_allowed(overlay)]
+        if wrong:
+            text = "; ".join(what for _, what in wrong)
+            raise PydanticCustomError(SEVERAL, "{text}", {"text": text, "problems": wrong})
+        return value
 
     @model_validator(mode="wrap")
     @classmethod
@@ -510,6 +528,21 @@ class Pipeline(Section):
         """The calendar piece that the pipeline's windows step by."""
         return self.data.window or grain_of(self.schedule)
 
+    def in_environment(self, name: str | None) -> Pipeline:
+        """The pipeline as it is in an environment; where it declares none, or none is asked for, as it is.
+
+        Raises:
+            DeclarationError: when it declares environments and none of that name, or what that one says is wrong.
+        """
+        if not name or not self.environments:
+            return self
+        if name not in self.environments:
+            raise DeclarationError(
+                [f"pipeline {self.name!r}: there is no environment {name!r}; allowed: {', '.join(self.environments)}"]
+            )
+        shared = self.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude={"environments"})
+        return Pipeline.model_validate(merged(shared, self.environments[name]))
+
     def dags(self, base: str | None = None) -> dict[str, Any]:
         """Make the pipeline's DAGs by id, ready for ``globals().update(...)``.
 
@@ -521,5 +554,6 @@ class Pipeline(Section):
         """
         # The factory stands above this layer; it is looked up only when somebody in Airflow asks.
         factory = import_module("airflow_mlops.factory")
-        import_module("airflow_mlops.spec.wiring").check_python(self)
-        return dict(factory.build_dags(self, base or factory.calling_folder()))
+        pipeline = self.in_environment(factory.configured_environment())
+        import_module("airflow_mlops.spec.wiring").check_python(pipeline)
+        return dict(factory.build_dags(pipeline, base or factory.calling_folder()))

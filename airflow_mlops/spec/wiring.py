@@ -62,6 +62,14 @@ def check(pipeline: Pipeline, family: str | None = None) -> Iterator[Problem]:
             f"the backend {pipeline.backend!r} runs no `runtime`",
             allowed=" or ".join(f"backend: {name}" for name in RUNTIME_BACKENDS),
         )
+    for path, value in (
+        (("backend",), pipeline.backend),
+        (("deploy", "target"), getattr(pipeline.deploy, "target", "")),
+    ):
+        if value == "vertex" and pipeline.google is None:
+            yield Problem(
+                path, "'vertex' is Google Cloud's, and no project is declared", fix="google: {project: P, region: R}"
+            )
     if pipeline.deploy and pipeline.deploy.rollback_on.metric_drop is not None and not pipeline.monitor.performance:
         yield Problem(
             ("deploy", "rollback_on", "metric_drop"),

@@ -260,7 +260,7 @@ def test_with_a_key_only_who_has_it_is_answered(trained: World, tmp_path: Path) 
 
 
 def test_it_follows_the_ledger_there_and_back(trained: World) -> None:
-    """Swaps under load (as many as SWAPS says): no request fails, and each is answered by one version as that version answers."""
+    """Swaps under load, SWAPS of them: no request fails, and one version answers each, as that version does."""
     table = toy.rows("2024-03", 4)
     with Served(trained, "--no-log") as server:
         champion = ledger(trained).champion()

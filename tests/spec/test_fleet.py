@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from airflow_mlops.errors import DeclarationError
 from airflow_mlops.factory import load_dags
 from airflow_mlops.spec import Pipeline, load_declarations
-from airflow_mlops.spec.fleet import _filled, _merge, declaration_schema
+from airflow_mlops.spec.environment import merged
+from airflow_mlops.spec.fleet import _filled, declaration_schema
 
 SHARED = """name: churn_{country}
 data: {source: "data/{country}/{window}.parquet", target: y, key: id}
@@ -183,11 +184,11 @@ trees = st.recursive(
 
 @given(trees, trees)
 def test_merging_keeps_what_is_not_overridden(shared: object, own: object) -> None:
-    merged = _merge(shared, own)
-    assert _merge(merged, own) == merged
-    assert _merge(shared, {}) == (shared if isinstance(shared, dict) else {})
+    once = merged(shared, own)
+    assert merged(once, own) == once
+    assert merged(shared, {}) == (shared if isinstance(shared, dict) else {})
     if isinstance(shared, dict) and isinstance(own, dict):
-        assert merged.keys() == shared.keys() | own.keys()
-        assert all(merged[key] == shared[key] for key in shared.keys() - own.keys())
+        assert once.keys() == shared.keys() | own.keys()
+        assert all(once[key] == shared[key] for key in shared.keys() - own.keys())
     else:
-        assert merged == own
+        assert once == own

@@ -1,0 +1,70 @@
+"""Where a pipeline runs on Google Cloud, and on what."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from airflow_mlops.spec.base import Section
+
+Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]{0,63}$")]
+"""The value of a label, in the form that Google Cloud takes."""
+
+
+class Accelerator(Section):
+    """The accelerators of a machine."""
+
+    type: str = Field(pattern=r"^[A-Z0-9_]+$", examples=["NVIDIA_L4"])
+    """The type, as Vertex AI names it."""
+    count: int = Field(1, ge=1, le=16)
+    """How many each machine has."""
+
+
+class Machine(Section):
+    """What a stage runs on. A stage that declares its own declares all of it."""
+
+    machine_type: str = Field("n2-standard-4", pattern=r"^[a-z][a-z0-9-]*$")
+    """The type, as Compute Engine names it."""
+    accelerator: Accelerator | None = None
+    """Accelerators. Default: none."""
+    replicas: int = Field(1, ge=1, le=100)
+    """How many machines the stage's function runs on at once; the first one's result counts."""
+    disk_gb: int = Field(100, ge=100, le=64_000)
+    """The size of the boot disk, in GB."""
+    spot: bool = False
+    """Whether machines may be taken away at any time, for a fraction of the price; the stage then begins again."""
+
+
+class Google(Section):
+    """Google Cloud, for ``backend: vertex`` and ``deploy.target: vertex``."""
+
+    project: str = Field(pattern=r"^[a-z][a-z0-9.:-]{4,62}$", examples=["my-project"])
+    """The project's id."""
+    region: str = Field(pattern=r"^[a-z]+-[a-z]+[0-9]+$", examples=["europe-west1"])
+    """The region of jobs, models and endpoints; the bucket should lie there too."""
+    bucket: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$", examples=["my-bucket"])
+    """The bucket that holds the pipeline's store, as ``gs://BUCKET/mlops``. Default: the configured store."""
+    connection: str = Field("google_cloud_default", pattern=r"^[A-Za-z0-9_.-]+$")
+    """The Airflow connection of type ``google_cloud_platform``."""
+    image: str | None = Field(None, min_length=1, examples=["europe-docker.pkg.dev/p/mlops/stage@sha256:..."])
+    """The image that stages run in, made of ``docker/stage.Dockerfile``; it must hold this package's version."""
+    machine: Machine = Machine()
+    """What stages run on."""
+    stages: dict[str, Machine] = {}
+    """What single stages run on instead, by their kind: ``{train: {machine_type: a2-highgpu-1g}}``."""
+    service_account: str | None = Field(None, pattern=r"^[^@\s]+@[^@\s]+$")
+    """The account that jobs run as. Default: the project's own for Vertex AI."""
+    network: str | None = Field(None, min_length=1, examples=["projects/12345/global/networks/default"])
+    """The VPC network that jobs are peered with. Default: none."""
+    labels: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")], Label] = {}
+    """Labels of everything that is made, for bills."""
+
+    def machine_of(self, stage: str) -> Machine:
+        """What a stage runs on."""
+        return self.stages.get(stage, self.machine)
+
+    @property
+    def store(self) -> str | None:
+        """The root of the pipeline's store, where it is declared."""
+        return f"gs://{self.bucket}/mlops" if self.bucket else None
