@@ -23,7 +23,12 @@ from xdist.scheduler import LoadScopeScheduling
 if TYPE_CHECKING:
     from tests.toy import World
 
-pytest_plugins = ["tests.airflow_fixtures", "tests.running", "tests.loopback.gcs"]
+pytest_plugins = [
+    "tests.airflow_fixtures",
+    "tests.running",
+    "tests.loopback.gcs",
+    "tests.loopback.jobs",
+]
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

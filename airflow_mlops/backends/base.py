@@ -31,6 +31,10 @@ class Handle(Wire):
     """The job's own id there."""
     call: Call
     """What was asked."""
+    url: str | None = None
+    """Where a browser sees the job, if it has a page."""
+    log_url: str | None = None
+    """Where a browser sees its log, if that has one."""
 
 
 class Backend(Protocol):

@@ -32,7 +32,7 @@ from airflow_mlops.errors import PackageIndexUnreachableError, RuntimeBuildError
 FOLDER_VARIABLE = "AIRFLOW_MLOPS_RUNTIMES"
 """The environment variable that says where environments are kept."""
 
-_SHIPPED = ("__init__.py", "errors.py", "spec", "call", "drift", "registry", "deployments", "stages")
+_SHIPPED = ("__init__.py", "errors.py", "spec", "call", "google", "drift", "registry", "deployments", "stages")
 _IN_WORKER = re.compile(r"apache-airflow|evidently|msgspec|packaging|prometheus|psutil|starlette|uv")
 """What no stage of a runtime needs: monitoring stays in the worker."""
 

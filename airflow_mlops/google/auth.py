@@ -27,7 +27,7 @@ def lend(connection_id: str, credentials: Any) -> Iterator[None]:
 
     Args:
         connection_id: the Airflow connection that they are of.
-        credentials: of ``google.auth``.
+        credentials: of ``google.auth``, or a function that gets them when they are first asked for.
     """
     token = _lent.set({**(_lent.get() or {}), connection_id: credentials})
     try:
@@ -44,7 +44,7 @@ def credentials_of(connection_id: str) -> Any:
     """
     lent = (_lent.get() or {}).get(connection_id)
     if lent is not None:
-        return lent
+        return lent() if callable(lent) else lent
     import google.auth
     from google.auth.credentials import AnonymousCredentials
     from google.auth.exceptions import DefaultCredentialsError

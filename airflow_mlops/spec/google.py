@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from airflow_mlops.spec.base import Section
+from airflow_mlops.spec.base import Duration, Section
 
 Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]{0,63}$")]
 """The value of a label, in the form that Google Cloud takes."""
@@ -29,11 +30,14 @@ class Machine(Section):
     accelerator: Accelerator | None = None
     """Accelerators. Default: none."""
     replicas: int = Field(1, ge=1, le=100)
-    """How many machines the stage's function runs on at once; the first one's result counts."""
+    """How many machines ``train`` runs on at once, for a function that spreads over them. Each runs it; what the first
+    one makes of it counts, and what the others do is thrown away. Other stages have one."""
     disk_gb: int = Field(100, ge=100, le=64_000)
     """The size of the boot disk, in GB."""
     spot: bool = False
     """Whether machines may be taken away at any time, for a fraction of the price; the stage then begins again."""
+    timeout: Duration = timedelta(days=1)
+    """How long a job may run before Vertex AI ends it; a task's ``execution_timeout`` may be shorter."""
 
 
 class Google(Section):

@@ -30,11 +30,13 @@ class Bench(NamedTuple):
     again: Callable[[], Backend]
     remote: bool
     """Whether it goes on by itself after `submit`: it then finds jobs, and can cancel them."""
+    store: str
+    """A store that its jobs reach."""
 
 
 @pytest.fixture
 def local(tmp_path: Path) -> Bench:
-    return Bench(backend_of("local"), lambda: backend_of("local"), remote=False)
+    return Bench(backend_of("local"), lambda: backend_of("local"), False, str(tmp_path / "store"))
 
 
 @pytest.fixture
@@ -56,18 +58,28 @@ def fake(folder: Path, mode: str) -> Bench:
     def make() -> Backend:
         return backend_of("fake", {"folder": str(folder / "jobs"), "mode": mode, "seconds": SECONDS})
 
-    return Bench(make(), make, remote=True)
+    return Bench(make(), make, True, str(folder / "store"))
 
 
 @pytest.fixture
 def subprocess(tmp_path: Path) -> Bench:
-    return Bench(backend_of("subprocess"), lambda: backend_of("subprocess"), remote=True)
+    return Bench(backend_of("subprocess"), lambda: backend_of("subprocess"), True, str(tmp_path / "store"))
 
 
-BACKENDS = ["local", "immediate", "deferred", "slow", "subprocess"]
+@pytest.fixture
+def on_vertex(vertex: Any, gcs: str) -> Bench:
+    options = {"project": "loopback", "region": "europe-west1", "image": "europe-docker.pkg.dev/loopback/r/stage:1"}
+
+    def make() -> Backend:
+        return backend_of("vertex", options)
+
+    return Bench(make(), make, True, f"{gcs}/mlops")
 
 
-DEFERRING = ["deferred", "slow", "subprocess"]
+BACKENDS = ["local", "immediate", "deferred", "slow", "subprocess", "on_vertex"]
+
+
+DEFERRING = ["deferred", "slow", "subprocess", "on_vertex"]
 """Those whose jobs go on after `submit`, long enough to be looked at."""
 
 
@@ -77,11 +89,10 @@ def bench(request: pytest.FixtureRequest) -> Bench:
     return made
 
 
-def call_of(folder: Path, month: str = "2024-01", run: str = "r") -> Call:
+def call_of(bench: Bench, folder: Path, month: str = "2024-01", run: str = "r") -> Call:
     toy.months(folder, ["2024-01"], 20)
     params = {"source": str(folder / "data" / "{window}.parquet"), "grain": "month"}
-    store = str(folder / "store")
-    return Call(pipeline="toy", stage="extract", run=run, window=toy.month(month), params=params, store=store)
+    return Call(pipeline="toy", stage="extract", run=run, window=toy.month(month), params=params, store=bench.store)
 
 
 def wait(backend: Backend, handle: Handle) -> str:
@@ -99,11 +110,11 @@ def end(backend: Backend, call: Call) -> Outcome:
 
 
 def test_a_call_that_nobody_submitted_is_not_found(bench: Bench, tmp_path: Path) -> None:
-    assert bench.backend.find(call_of(tmp_path)) is None
+    assert bench.backend.find(call_of(bench, tmp_path)) is None
 
 
 def test_a_submitted_call_is_done_and_its_outcome_is_the_stages(bench: Bench, tmp_path: Path) -> None:
-    call = call_of(tmp_path)
+    call = call_of(bench, tmp_path)
     handle = bench.backend.submit(call, {})
     assert handle.call == call
     assert wait(bench.backend, handle) == "done"
@@ -113,7 +124,7 @@ def test_a_submitted_call_is_done_and_its_outcome_is_the_stages(bench: Bench, tm
 
 
 def test_a_handle_serves_another_process_after_a_trip_through_json(bench: Bench, tmp_path: Path) -> None:
-    handle = bench.backend.submit(call_of(tmp_path), {})
+    handle = bench.backend.submit(call_of(bench, tmp_path), {})
     again = Handle.model_validate_json(handle.model_dump_json())
     other = bench.again()
     assert again == handle and wait(other, again) == "done"
@@ -122,30 +133,30 @@ def test_a_handle_serves_another_process_after_a_trip_through_json(bench: Bench,
 
 
 def test_collecting_twice_gives_the_same(bench: Bench, tmp_path: Path) -> None:
-    handle = bench.backend.submit(call_of(tmp_path), {})
+    handle = bench.backend.submit(call_of(bench, tmp_path), {})
     wait(bench.backend, handle)
     assert bench.backend.collect(handle) == bench.backend.collect(handle)
 
 
 def test_a_job_that_runs_or_is_done_is_found_by_the_next_try(bench: Bench, tmp_path: Path) -> None:
-    call = call_of(tmp_path)
+    call = call_of(bench, tmp_path)
     handle = bench.backend.submit(call, {})
     found = bench.again().find(call)
     assert found == (handle if bench.remote else None)
     wait(bench.backend, handle)
     assert bench.again().find(call) == found
-    assert bench.again().find(call_of(tmp_path, run="another")) is None
+    assert bench.again().find(call_of(bench, tmp_path, run="another")) is None
 
 
 def test_the_stages_own_error_comes_back_with_its_text(bench: Bench, tmp_path: Path) -> None:
     with pytest.raises(MlopsError) as caught:
-        end(bench.backend, call_of(tmp_path, "2024-05"))
+        end(bench.backend, call_of(bench, tmp_path, "2024-05"))
     assert "for the window 2024-05" in str(caught.value) and "stage 'extract'" in str(caught.value)
     assert not caught.value.retryable
 
 
 def test_a_failed_job_does_not_stand_in_the_way_of_the_next_try(bench: Bench, tmp_path: Path) -> None:
-    call = call_of(tmp_path, "2024-05")
+    call = call_of(bench, tmp_path, "2024-05")
     with pytest.raises(MlopsError):
         end(bench.backend, call)
     assert bench.backend.find(call) is None
@@ -154,7 +165,7 @@ def test_a_failed_job_does_not_stand_in_the_way_of_the_next_try(bench: Bench, tm
 
 
 def test_a_job_that_nobody_knows_is_lost(bench: Bench, tmp_path: Path) -> None:
-    call = call_of(tmp_path)
+    call = call_of(bench, tmp_path)
     handle = Handle(backend="any", job=call.identity, call=call)
     assert bench.backend.status(handle) == "lost"
     with pytest.raises(JobLostError) as caught:
@@ -165,7 +176,7 @@ def test_a_job_that_nobody_knows_is_lost(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_cancelling_what_has_ended_changes_nothing(bench: Bench, tmp_path: Path) -> None:
-    handle = bench.backend.submit(call_of(tmp_path), {})
+    handle = bench.backend.submit(call_of(bench, tmp_path), {})
     wait(bench.backend, handle)
     bench.backend.cancel(handle)
     assert bench.backend.status(handle) == "done"
@@ -185,7 +196,7 @@ def test_secrets_reach_the_stage_and_are_kept_nowhere(
     declaration = toy.declare(tmp_path, prepare={"features": "nosy.features:build"})
     registry = toy.registry_ref("sqlite://", "m")
     toy.months(tmp_path)
-    store = str(tmp_path / "store")
+    store = bench.store
     outcomes = toy.run_plan(declaration, "2024-01", "r", store, registry, until="validate_data")
     call = toy.next_call(declaration, "prepare", outcomes, "2024-01", "r", store, registry)
     handle = bench.backend.submit(call, {"TOY_SECRET": "hunter2-hunter2"})
@@ -198,7 +209,7 @@ def test_secrets_reach_the_stage_and_are_kept_nowhere(
 
 
 def running(bench: Bench, folder: Path) -> tuple[Handle, Call]:
-    call = call_of(folder)
+    call = call_of(bench, folder)
     handle = bench.backend.submit(call, {})
     assert bench.backend.status(handle) == "running"
     return handle, call
@@ -231,7 +242,7 @@ def test_a_job_that_runs_is_not_started_a_second_time(bench: Bench, tmp_path: Pa
 
 def test_a_submission_whose_answer_was_lost_is_found_and_never_made_again(tmp_path: Path) -> None:
     bench = fake(tmp_path, "lost_after_submit")
-    call = call_of(tmp_path)
+    call = call_of(bench, tmp_path)
     with pytest.raises(JobLostError, match="after the job .* was accepted") as caught:
         bench.backend.submit(call, {})
     assert caught.value.retryable
@@ -243,7 +254,7 @@ def test_a_submission_whose_answer_was_lost_is_found_and_never_made_again(tmp_pa
 
 def test_a_job_that_vanished_is_lost_and_may_be_started_again(tmp_path: Path) -> None:
     bench = fake(tmp_path, "vanishing")
-    call = call_of(tmp_path)
+    call = call_of(bench, tmp_path)
     handle = bench.backend.submit(call, {})
     assert bench.backend.status(handle) == "lost" and bench.backend.find(call) is None
     with pytest.raises(JobLostError, match="can no longer be found") as caught:
@@ -255,7 +266,8 @@ def test_a_job_that_vanished_is_lost_and_may_be_started_again(tmp_path: Path) ->
 
 def test_a_slow_backend_takes_its_time_to_accept(tmp_path: Path) -> None:
     started = time.monotonic()
-    fake(tmp_path, "slow").backend.submit(call_of(tmp_path), {})
+    bench = fake(tmp_path, "slow")
+    bench.backend.submit(call_of(bench, tmp_path), {})
     assert time.monotonic() - started >= SECONDS
 
 
@@ -271,6 +283,6 @@ def test_a_backend_that_cannot_be_had_is_told(name: str, options: dict[str, Any]
         backend_of(name, options)
 
 
-def test_the_stages_error_keeps_its_kind_where_it_runs_in_process(tmp_path: Path) -> None:
+def test_the_stages_error_keeps_its_kind_where_it_runs_in_process(local: Bench, tmp_path: Path) -> None:
     with pytest.raises(DataNotFoundError):
-        backend_of("local").submit(call_of(tmp_path, "2024-05"), {})
+        local.backend.submit(call_of(local, tmp_path, "2024-05"), {})

@@ -1,7 +1,8 @@
-"""The skeleton of a REST stand-in: a server on a free port, requests held strictly to Google's protos, and faults.
+"""The skeleton of a REST stand-in: a server on a free port, requests held strictly to its protos, and faults.
 
-A service derives from `RestService` and marks its methods with `route`. What comes in is parsed as Google's own message,
-so a field that does not exist or is of another type is refused as Google refuses it; what goes out is made of one.
+A service derives from `RestService` and marks its methods with `route`. What comes in is parsed as Google's own
+message, so a field that does not exist or is of another type is refused as Google refuses it; what goes out is made of
+one.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ class Asked(NamedTuple):
     authorization: str | None
 
 
+_OF_EVERY_API = frozenset({"alt", "fields", "prettyPrint", "$alt", "$fields"})
+"""Parameters that Google's front end understands for every service."""
+
+
 class _Fault:
     def __init__(self, method: str, path: str, times: int, status: str | None, message: str, *, lost: bool) -> None:
         self.method, self.path, self.times = method, re.compile(path), times
@@ -69,8 +74,8 @@ def route(method: str, path: str, message: Any = None, body: str | None = None) 
     Args:
         method: of HTTP.
         path: as Google's API reference writes it: ``v1/{parent=projects/*/locations/*}/customJobs``.
-        message: the class of the request, of proto-plus or of protobuf; the method gets one. Default: it gets an `Asked`
-            and the groups of the path.
+        message: the class of the request, of proto-plus or of protobuf; the method gets one. Default: it gets an
+            `Asked` and the groups of the path.
         body: the field of the message that the request's body is; ``*`` where it is the message itself.
     """
 
@@ -177,7 +182,8 @@ class RestService:
 def _message(its: _Route, match: re.Match[str], asked: Asked) -> Any:
     """The request as Google's own message; a proto-plus one stays one."""
     value: dict[str, Any] = {}
-    for name, text in (*asked.query.items(), *match.groupdict().items()):
+    told = {name: text for name, text in asked.query.items() if name not in _OF_EVERY_API}
+    for name, text in (*told.items(), *match.groupdict().items()):
         *above, last = name.replace("__", ".").split(".")
         place = value
         for each in above:
@@ -237,7 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer)
 
-    do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _serve  # noqa: N815
+    do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _serve
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
