@@ -27,6 +27,8 @@ def get_provider_info() -> dict[str, Any]:
             "airflow_mlops.operators.links.MlflowRunLink",
             "airflow_mlops.operators.links.MlflowReportLink",
             "airflow_mlops.operators.links.ModelCardLink",
+            "airflow_mlops.operators.links.JobLink",
+            "airflow_mlops.operators.links.JobLogLink",
         ],
         "connection-types": [
             {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
 from importlib.metadata import entry_points
 from typing import Any, Literal, Protocol
 
@@ -19,6 +20,7 @@ from airflow_mlops.spec.stages import resolve
 
 State = Literal["running", "done", "failed", "cancelled", "lost"]
 _LINE = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL) ([\w.]+): (.*)")
+_ENDS_JOBS = frozenset({"vertex"})
 TERMINAL: frozenset[State] = frozenset({"done", "failed", "cancelled", "lost"})
 
 
@@ -87,7 +89,11 @@ def backend_of(name: str, options: Mapping[str, Any] | None = None) -> Backend:
 
 
 def carrier(
-    backend: str, options: Mapping[str, Any] | None, runtime: Runtime | None, base: str
+    backend: str,
+    options: Mapping[str, Any] | None,
+    runtime: Runtime | None,
+    base: str,
+    timeout: timedelta | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """The backend that carries a stage, and what it is made with.
 
@@ -97,11 +103,14 @@ def carrier(
         runtime: the interpreter or environment that the stage wants for itself, if any.
         base: the folder that relative paths start from.
 
+        timeout: how long the stage may take, for a backend that ends its jobs itself.
+
     Raises:
         DeclarationError: when a runtime is asked of a backend that has none.
     """
     if runtime is None:
-        return backend, dict(options or {})
+        limit = {"timeout": timeout.total_seconds()} if timeout and backend in _ENDS_JOBS else {}
+        return backend, {**limit, **(options or {})}
     if backend not in RUNTIME_BACKENDS:
         raise DeclarationError([f"the backend {backend!r} runs no `runtime`; allowed: {', '.join(RUNTIME_BACKENDS)}"])
     told = runtime.model_dump(exclude_none=True)
@@ -110,6 +119,11 @@ def carrier(
         if name in told and not (name == "python" and "/" not in told[name]):
             told[name] = resolve(base, told[name])
     return "subprocess", {**told, **(options or {})}
+
+
+def connection_of(backend: Backend) -> str | None:
+    """The Airflow connection to Google Cloud that a backend acts by; None where it acts by none."""
+    return getattr(backend, "connection", None)
 
 
 def relay(lines: Iterable[str], log: logging.Logger) -> None:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from airflow_mlops.backends import Backend, backend_of, carrier, relay
+from airflow_mlops.backends import TERMINAL, Backend, backend_of, carrier, relay
 from airflow_mlops.backends.subprocess import SubprocessBackend
 from airflow_mlops.call.cache import INFO
 from airflow_mlops.call.code import snapshot
@@ -30,7 +30,8 @@ from airflow_mlops.errors import CodeError, DataNotFoundError, DeclarationError,
 from airflow_mlops.registry import ModelRegistry
 from airflow_mlops.registry.mlflow_api import mlflow_api
 from airflow_mlops.spec import Declaration, Node, dump_pipeline, load_declarations, train_plan
-from airflow_mlops.spec.plan import callables_of
+from airflow_mlops.spec.google import VERTEX
+from airflow_mlops.spec.plan import callables_of, carried_by
 from airflow_mlops.spec.source import SqlSource
 from airflow_mlops.spec.stages import resolve
 from airflow_mlops.spec.window import Window, parse_key, window_before
@@ -39,6 +40,8 @@ from airflow_mlops.spec.wiring import problems_of
 log = logging.getLogger(__name__)
 
 GATE = "validate_model"
+_CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+_LOOK_SECONDS = 3.0
 Progress = Callable[[str, str, float, Outcome | None], None]
 """Told of each stage: its name, what became of it, the seconds it took, and its Outcome."""
 
@@ -47,7 +50,10 @@ def run(options: argparse.Namespace, state: Path) -> int:
     """Run the command; see ``airflow-mlops run --help``."""
     declaration = choose_declaration(load_declarations(options.file), options)
     name = declaration.pipeline.name
-    registry, store = registry_of(options, state, name), store_of(options, state)
+    registry = registry_of(options, state, name)
+    store = (
+        options.store or (declaration.pipeline.google and declaration.pipeline.google.store) or store_of(options, state)
+    )
     with _aside(options):
         check(declaration, Store(store))
     identity = options.resume or f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
@@ -188,7 +194,11 @@ def run_plan(
             else:
                 started = time.perf_counter()
                 try:
-                    outcomes[node.stage] = _carry(apart if node.params.in_runtime else here, call)
+                    backend, given = carried_by(declaration.pipeline, node.params)
+                    if backend == VERTEX:
+                        outcomes[node.stage] = _carry(backend_of(backend, given), call)
+                    else:
+                        outcomes[node.stage] = _carry(apart if node.params.in_runtime else here, call)
                 except MlopsError:
                     progress(node.stage, "failed", time.perf_counter() - started, None)
                     raise
@@ -263,7 +273,15 @@ def _apart(declaration: Declaration) -> Iterator[Backend]:
 
 
 def _carry(backend: Backend, call: Call) -> Outcome:
-    handle = backend.submit(call, {})
+    if backend.attached:
+        handle = backend.submit(call, {})
+    else:
+        # What travels beside a Call: a job elsewhere inherits nothing of this process.
+        secrets = {name: os.environ[name] for name in _CREDENTIALS if name in os.environ}
+        handle = backend.find(call) or backend.submit(call, secrets)
+        print(f"  {call.stage:<15} {handle.url or handle.job}", file=sys.stderr, flush=True)
+        while backend.status(handle) not in TERMINAL:
+            time.sleep(_LOOK_SECONDS)
     relay(backend.logs(handle), log)
     return backend.collect(handle)
 

@@ -24,7 +24,8 @@ from airflow_mlops.spec import (
     train_plan,
 )
 from airflow_mlops.spec.pipeline import ModelTrigger, Pipeline
-from airflow_mlops.spec.plan import Node, callables_of
+from airflow_mlops.spec.plan import Node, callables_of, carried_by
+from airflow_mlops.spec.stages import StageParams
 
 _OPERATORS: dict[str, type[Any]] = {
     operator.stage.stage: operator
@@ -132,9 +133,20 @@ def _common(pipeline: Pipeline, base: str) -> dict[str, Any]:
     return {
         "pipeline": pipeline.name,
         "base": base,
-        "backend": pipeline.backend,
+        "store": _store(pipeline),
         "registry_conn_id": pipeline.registry,
     }
+
+
+def _store(pipeline: Pipeline) -> str | None:
+    """The root of the pipeline's store, where it is declared."""
+    return pipeline.google.store if pipeline.google else None
+
+
+def _backend(pipeline: Pipeline, params: StageParams) -> dict[str, Any]:
+    """What carries a stage, as operators take it."""
+    backend, options = carried_by(pipeline, params)
+    return {"backend": backend, "backend_options": options}
 
 
 def _add_tasks(dag: DAG, pipeline: Pipeline, base: str, plan: tuple[Node, ...], *, answers_requests: bool) -> None:
@@ -153,6 +165,7 @@ def _add_tasks(dag: DAG, pipeline: Pipeline, base: str, plan: tuple[Node, ...], 
         retrain=_policy(pipeline),
         answers_requests=answers_requests,
         isolated=pipeline.runtime is not None,
+        store=_store(pipeline),
         base=base,
     )
     runtime = pipeline.runtime.model_dump(exclude_none=True) if pipeline.runtime else None
@@ -166,6 +179,7 @@ def _add_tasks(dag: DAG, pipeline: Pipeline, base: str, plan: tuple[Node, ...], 
             **node.params.model_dump(),
             **given,
             **_common(pipeline, base),
+            **_backend(pipeline, node.params),
             "runtime": runtime if node.params.in_runtime else None,
             **_turn(pipeline, node.stage),
         }
@@ -224,6 +238,7 @@ def _retrain_dag(pipeline: Pipeline) -> DAG:
         windows=pipeline.train.windows.last,
         estimator=pipeline.train.estimator or pipeline.train.function,
         upstream_models=_upstream(pipeline),
+        store=_store(pipeline),
     )
     return dag
 
@@ -236,15 +251,13 @@ def _rollback_dag(pipeline: Pipeline, base: str) -> DAG:
         "reason": Param(type="string", minLength=1, description="Why; it goes on record."),
     }
     dag = _dag(pipeline, "rollback", None, "Rollback", params)
-    common = _common(pipeline, base)
     # Only the ledger and the registry are spoken to.
-    del common["backend"]
     deployment.RollbackModelOperator(
         task_id="rollback",
         dag=dag,
         version="{{ params.version or '' }}",
         reason="{{ params.reason }}",
-        **common,
+        **_common(pipeline, base),
     )
     return dag
 
@@ -269,7 +282,7 @@ def _monitor_dag(pipeline: Pipeline, base: str) -> DAG:
         settle=params.settle,
         snapshots=params.snapshots,
         data_drift=params.data_drift.model_dump(),
-        **_watching(dag, pipeline, base),
+        **_watching(dag, pipeline, base, params),
     )
     return dag
 
@@ -283,7 +296,9 @@ def _predictions_dags(pipeline: Pipeline, base: str) -> list[DAG]:
             pipeline, "monitor_predictions", _when_monitored(pipeline), "Monitoring predictions", _window(pipeline)
         )
         PredictionDriftSensor(
-            task_id="prediction_drift", **predictions.params.model_dump(), **_watching(dag, pipeline, base)
+            task_id="prediction_drift",
+            **predictions.params.model_dump(),
+            **_watching(dag, pipeline, base, predictions.params),
         )
         dags.append(dag)
     if performance is not None:
@@ -291,7 +306,7 @@ def _predictions_dags(pipeline: Pipeline, base: str) -> list[DAG]:
             pipeline, "monitor_performance", _when_monitored(pipeline), "Monitoring performance", _window(pipeline)
         )
         params: Any = performance.params
-        watching = _watching(dag, pipeline, base)
+        watching = _watching(dag, pipeline, base, params)
         watching["timeout"] += params.label_delay.total_seconds()
         ModelPerformanceSensor(task_id="performance", **params.model_dump(), **watching)
         dags.append(dag)
@@ -303,7 +318,7 @@ def _when_monitored(pipeline: Pipeline) -> Any:
     return _cron(schedule) if schedule and schedule != "@continuous" else schedule
 
 
-def _watching(dag: DAG, pipeline: Pipeline, base: str) -> dict[str, Any]:
+def _watching(dag: DAG, pipeline: Pipeline, base: str, params: StageParams) -> dict[str, Any]:
     """What all sensors are told."""
     return {
         "dag": dag,
@@ -311,4 +326,5 @@ def _watching(dag: DAG, pipeline: Pipeline, base: str) -> dict[str, Any]:
         "poke_interval": pipeline.monitor.poll.total_seconds(),
         "timeout": pipeline.monitor.timeout.total_seconds(),
         **_common(pipeline, base),
+        **_backend(pipeline, params),
     }

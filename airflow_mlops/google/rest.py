@@ -7,6 +7,7 @@ test.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,6 +17,16 @@ from airflow_mlops.google.auth import credentials_of
 
 _TIMEOUT = 60.0
 _TRIES = 4
+_ROLES = {
+    "aiplatform": "roles/aiplatform.user",
+    "bigquery": "roles/bigquery.user",
+    "iam": "roles/iam.serviceAccountUser",
+    "logging": "roles/logging.viewer",
+    "pubsub": "roles/pubsub.editor",
+    "secretmanager": "roles/secretmanager.admin",
+    "storage": "roles/storage.objectUser",
+}
+"""The least of Google's own roles that brings what is asked of a service here."""
 _PASSES = frozenset({429, 500, 502, 503, 504})
 
 
@@ -101,6 +112,14 @@ class Rest:
             self._session = AuthorizedSession(credentials_of(self.connection))
         return self._session
 
+    def _grant(self, words: str, resource: str) -> str:
+        account = f"the account of the connection {self.connection!r}"
+        role, project = _role(words), re.search(r"projects/([^/]+)", resource)
+        if role is None or project is None:
+            return f"grant {account} that permission"
+        binding = f"gcloud projects add-iam-policy-binding {project[1]} --member serviceAccount:ACCOUNT --role {role}"
+        return f"{binding}, where ACCOUNT is {account}"
+
     def _refused(self, method: str, path: str, response: Any) -> CloudError:
         try:
             said = response.json()["error"]
@@ -111,9 +130,7 @@ class Rest:
         what = f"{self.service}: {method} {resource}: {words or status or response.status_code}"
         code = response.status_code
         if code in (401, 403):
-            return CloudAccessError(
-                what, fix=f"grant the account of the connection {self.connection!r} that permission"
-            )
+            return CloudAccessError(what, fix=self._grant(words, resource))
         if code == 404:
             return CloudNotFoundError(what)
         if code in _PASSES:
@@ -121,6 +138,14 @@ class Rest:
         error = CloudError(what)
         error.status = status
         return error
+
+
+def _role(words: str) -> str | None:
+    """The role that brings the permission which Google's words name."""
+    if re.search(r"act as|actAs", words):
+        return "roles/iam.serviceAccountUser"
+    found = re.search(r"\b(\w+)\.\w+\.\w+\b", words.replace("googleapis.com", ""))
+    return _ROLES.get(found[1]) if found else None
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
 from typing import Any
 
 from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
@@ -14,19 +14,19 @@ from airflow_mlops.google.auth import lend
 
 
 @contextmanager
-def google_credentials(connection_id: str | None) -> Iterator[None]:
-    """Let what runs inside the scope act by an Airflow connection of type ``google_cloud_platform``.
+def google_credentials(*connection_ids: str | None) -> Iterator[None]:
+    """Let what runs inside the scope act by Airflow connections of type ``google_cloud_platform``.
 
-    The connection is asked for when somebody first acts: a scope around what does not costs nothing. Where there is
+    A connection is asked for when somebody first acts: a scope around what does not costs nothing. Where there is
     none of that id, or it leads to no credentials, whoever acts gets a `CloudAccessError`.
 
     Args:
-        connection_id: its id; with None nothing is done.
+        connection_ids: their ids; None stands for no connection.
     """
-    if connection_id is None:
-        yield
-        return
-    with lend(connection_id, cache(lambda: _credentials(connection_id))):
+    with ExitStack() as scopes:
+        for each in connection_ids:
+            if each is not None:
+                scopes.enter_context(lend(each, cache(partial(_credentials, each))))
         yield
 
 

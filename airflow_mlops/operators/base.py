@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator, BaseOperatorLink
-from airflow.sdk.exceptions import DownstreamTasksSkipped
+from airflow.sdk.exceptions import DownstreamTasksSkipped, TaskDeferralTimeout
 from pydantic import ValidationError
 
-from airflow_mlops.backends.base import TERMINAL, Backend, Handle, backend_of, carrier, relay
+from airflow_mlops.backends.base import TERMINAL, Backend, Handle, backend_of, carrier, connection_of, relay
 from airflow_mlops.call.code import snapshot
+from airflow_mlops.call.dispatch import STAGES
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
 from airflow_mlops.errors import DeclarationError
 from airflow_mlops.hooks.database import connection_environment
+from airflow_mlops.hooks.google import google_credentials
 from airflow_mlops.hooks.mlflow import MlflowHook, store_root
 from airflow_mlops.operators.links import (
     CARD_URL,
+    JOB_LOG_URL,
+    JOB_URL,
     REPORT_URL,
     RUN_URL,
     VALIDATION_URL,
+    JobLink,
+    JobLogLink,
     MlflowReportLink,
     MlflowRunLink,
     ModelCardLink,
@@ -29,7 +37,7 @@ from airflow_mlops.operators.links import (
 )
 from airflow_mlops.operators.retry import MlopsRetryPolicy
 from airflow_mlops.operators.window import window_from, window_of_run
-from airflow_mlops.spec.pipeline import Runtime
+from airflow_mlops.spec.pipeline import RUNTIME_BACKENDS, Runtime
 from airflow_mlops.spec.stages import Extract, Monitor, StageParams
 from airflow_mlops.spec.window import Grain, Window
 from airflow_mlops.triggers.job import JobTrigger
@@ -59,6 +67,14 @@ def is_active_run(context: Mapping[str, Any], run: str) -> bool:
     return bool(context["ti"].get_dr_count(dag_id=dag_id, run_ids=[run_id], states=["queued", "running"]))
 
 
+@contextmanager
+def acting(backend: Backend, call: Call) -> Iterator[None]:
+    """Let a backend and the stage act on Google Cloud by the connections that they name, if they name any."""
+    connections = STAGES[call.stage].model_validate(call.params).google_connections if call.stage in STAGES else ()
+    with google_credentials(connection_of(backend), *connections):
+        yield
+
+
 class StageTask:
     """What stage operators and sensors share: a Call is made of the task's arguments, carried, and reported on."""
 
@@ -83,6 +99,8 @@ class StageTask:
     backend_options: dict[str, Any]
     runtime: dict[str, Any] | None
     poll_interval: float
+
+    execution_timeout: timedelta | None
 
     if TYPE_CHECKING:
         dag: Any
@@ -124,6 +142,8 @@ class StageTask:
         self.backend, self.backend_options = backend, dict(backend_options or {})
         self.runtime = dict(runtime) if runtime else None
         self.poll_interval = poll_interval
+        if backend not in RUNTIME_BACKENDS:
+            self.operator_extra_links = (*self.operator_extra_links, JobLink(), JobLogLink())
 
     @property
     def pipeline_name(self) -> str:
@@ -149,7 +169,7 @@ class StageTask:
             raise DeclarationError(
                 [f"{where}: argument 'runtime': {item['msg']}" for item in error.errors()]
             ) from error
-        return carrier(self.backend, self.backend_options, runtime, self.folder)
+        return carrier(self.backend, self.backend_options, runtime, self.folder, self.execution_timeout)
 
     def stage_params(self) -> StageParams:
         """The stage's params, after templates were rendered.
@@ -213,21 +233,27 @@ class StageTask:
         """Let the backend run the Call; the task is deferred while a remote one does."""
         name, options = self.carrier
         backend = backend_of(name, options)
-        handle = backend.find(call)
-        if handle is None:
-            handle = backend.submit(call, self._secrets(call))
-        else:
-            self.log.info("%s: the job %s of an earlier try is found again", call.where, handle.job)
-        self._handle: Handle | None = handle
-        if not backend.attached and backend.status(handle) not in TERMINAL:
-            trigger = JobTrigger(
-                backend=name,
-                options=options,
-                handle=handle.model_dump(mode="json"),
-                poll_interval=self.poll_interval,
-            )
-            self.defer(trigger=trigger, method_name="resume")
-        return self._collect(backend, handle)
+        with acting(backend, call):
+            handle = backend.find(call)
+            if handle is None:
+                handle = backend.submit(call, self._secrets(call))
+            else:
+                self.log.info("%s: the job %s of an earlier try is found again", call.where, handle.job)
+            self._handle: Handle | None = handle
+            # The links stand on the task while it is deferred.
+            for key, url in ((JOB_URL, handle.url), (JOB_LOG_URL, handle.log_url)):
+                if url:
+                    context["ti"].xcom_push(key=key, value=url)
+            if not backend.attached and backend.status(handle) not in TERMINAL:
+                trigger = JobTrigger(
+                    backend=name,
+                    options=options,
+                    handle=handle.model_dump(mode="json"),
+                    poll_interval=self.poll_interval,
+                )
+                # Airflow leaves the time of a deferred task to the trigger.
+                self.defer(trigger=trigger, method_name="resume", timeout=self.execution_timeout)
+            return self._collect(backend, handle)
 
     def _secrets(self, call: Call) -> dict[str, str]:
         secrets = MlflowHook(self.registry_conn_id).environment() if call.registry else {}
@@ -243,7 +269,10 @@ class StageTask:
 
     def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on when the trigger has seen the job end."""
-        return self.finish(context, self._collect(backend_of(*self.carrier), Handle.model_validate(event["handle"])))
+        backend, handle = backend_of(*self.carrier), Handle.model_validate(event["handle"])
+        with acting(backend, handle.call):
+            outcome = self._collect(backend, handle)
+        return self.finish(context, outcome)
 
     def finish(self, context: Context, outcome: Outcome) -> dict[str, Any]:
         """Report what came out: log, links, and references for the tasks that follow."""
@@ -273,7 +302,9 @@ class StageTask:
         """End the job when the task is ended."""
         handle = getattr(self, "_handle", None)
         if handle is not None:
-            backend_of(*self.carrier).cancel(handle)
+            backend = backend_of(*self.carrier)
+            with acting(backend, handle.call):
+                backend.cancel(handle)
 
 
 class StageOperator(StageTask, BaseOperator):
@@ -331,6 +362,18 @@ class StageOperator(StageTask, BaseOperator):
             runtime=runtime,
             poll_interval=poll_interval,
         )
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after a deferral; a task whose time is over ends its job, for its trigger does not."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except TaskDeferralTimeout:
+            backend, call = backend_of(*self.carrier), self.make_call(context)
+            with acting(backend, call):
+                if (handle := backend.find(call)) is not None:
+                    self.log.info("%s: its time is over, and the job %s is cancelled", call.where, handle.job)
+                    backend.cancel(handle)
+            raise
 
     def execute(self, context: Context) -> Any:
         """Make the Call, let the backend carry it, and report on its Outcome."""

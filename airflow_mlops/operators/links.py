@@ -11,6 +11,8 @@ RUN_URL = "mlflow_url"
 REPORT_URL = "report_url"
 CARD_URL = "card_url"
 VALIDATION_URL = "validation_url"
+JOB_URL = "job_url"
+JOB_LOG_URL = "job_log_url"
 
 
 class MlflowRunLink(BaseOperatorLink):
@@ -51,3 +53,23 @@ class ValidationReportLink(BaseOperatorLink):
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
         """The address that the task has stored."""
         return XCom.get_value(ti_key=ti_key, key=VALIDATION_URL) or ""
+
+
+class JobLink(BaseOperatorLink):
+    """To the job that carries the task elsewhere, from when it was submitted on."""
+
+    name = "Job"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """The address that the task has stored."""
+        return XCom.get_value(ti_key=ti_key, key=JOB_URL) or ""
+
+
+class JobLogLink(BaseOperatorLink):
+    """To the log of that job."""
+
+    name = "Job log"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """The address that the task has stored."""
+        return XCom.get_value(ti_key=ti_key, key=JOB_LOG_URL) or ""

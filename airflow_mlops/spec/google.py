@@ -9,6 +9,10 @@ from pydantic import Field, StringConstraints
 
 from airflow_mlops.spec.base import Duration, Section
 
+VERTEX = "vertex"
+"""The backend and the deployment target that are Vertex AI."""
+JOBS = ("extract", "validate_data", "prepare", "tune", "train", "evaluate", "batch_predict")
+"""The stages that may run as jobs; monitoring and the registry stay in the worker."""
 Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]{0,63}$")]
 """The value of a label, in the form that Google Cloud takes."""
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from airflow_mlops.errors import DeclarationError
 from airflow_mlops.spec import stages
+from airflow_mlops.spec.google import VERTEX
 from airflow_mlops.spec.load import dump_pipeline
 from airflow_mlops.spec.pipeline import Canary, Pipeline
 
@@ -22,6 +23,20 @@ class Node(NamedTuple):
     def stage(self) -> str:
         """The stage's kind."""
         return self.params.stage
+
+
+def carried_by(pipeline: Pipeline, params: stages.StageParams) -> tuple[str, dict[str, Any]]:
+    """The backend of a stage, and what it is made with.
+
+    A job on Vertex AI takes minutes to start: it is worth it for stages that import the team's code or load a model,
+    and for those that ``google.stages`` names; the others run in the worker.
+    """
+    google = pipeline.google
+    if pipeline.backend != VERTEX or google is None:
+        return pipeline.backend, {}
+    if not params.in_runtime and params.stage not in google.stages:
+        return "local", {}
+    return VERTEX, google.model_dump(mode="json", exclude_none=True)
 
 
 def callables_of(nodes: Iterable[Node], base: str) -> list[str]:

@@ -54,6 +54,11 @@ class StageParams(Section):
         return [value for field in self.code_fields if (value := getattr(self, field))]
 
     @property
+    def google_connections(self) -> tuple[str, ...]:
+        """The Airflow connections to Google Cloud that the stage acts by where it runs in Airflow."""
+        return ()
+
+    @property
     def needs_registry(self) -> bool:
         """Whether the stage asks the model registry for anything."""
         return True

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from airflow_mlops.errors import DeclarationError
+from airflow_mlops.spec.google import JOBS, VERTEX, Google
 from airflow_mlops.spec.load import Declaration, document_here
 from airflow_mlops.spec.metrics import DEFAULT_METRICS, FAIRNESS, METRICS, TASKS, Task, fairness_limit, metrics_of
 from airflow_mlops.spec.pipeline import RUNTIME_BACKENDS, ModelTrigger, Pipeline
@@ -66,10 +67,12 @@ def check(pipeline: Pipeline, family: str | None = None) -> Iterator[Problem]:
         (("backend",), pipeline.backend),
         (("deploy", "target"), getattr(pipeline.deploy, "target", "")),
     ):
-        if value == "vertex" and pipeline.google is None:
+        if value == VERTEX and pipeline.google is None:
             yield Problem(
                 path, "'vertex' is Google Cloud's, and no project is declared", fix="google: {project: P, region: R}"
             )
+    if pipeline.google is not None:
+        yield from _check_google(pipeline, pipeline.google)
     if pipeline.deploy and pipeline.deploy.rollback_on.metric_drop is not None and not pipeline.monitor.performance:
         yield Problem(
             ("deploy", "rollback_on", "metric_drop"),
@@ -161,6 +164,28 @@ def _check_tune(pipeline: Pipeline, tasks: tuple[Task, ...]) -> Iterator[Problem
         yield Problem(
             ("tune", "as_tasks"), f"{tune.trials} trials are too few for {tune.as_tasks} tasks", fix="more trials"
         )
+
+
+def _check_google(pipeline: Pipeline, google: Google) -> Iterator[Problem]:
+    for stage in google.stages:
+        if stage not in JOBS:
+            yield Problem(("google", "stages", stage), f"no job does the stage {stage!r}", allowed=", ".join(JOBS))
+    if pipeline.backend != VERTEX:
+        return
+    if google.image is None:
+        yield Problem(
+            ("google",),
+            "stages run in an image, and none is declared",
+            fix="build docker/stage.Dockerfile as docker/README.md says, and declare google.image",
+        )
+    if pipeline.tune and pipeline.tune.as_tasks:
+        yield Problem(
+            ("tune", "as_tasks"),
+            "a search is one job on Vertex AI, whose trials are no tasks of Airflow",
+            fix="tune.jobs: how many trials run at once, each on a machine of its own",
+        )
+    if pipeline.tune and pipeline.tune.pruner == "hyperband":
+        yield Problem(("tune", "pruner"), "Vertex AI has no pruner 'hyperband'", allowed="none, median")
 
 
 def _check_fairness(

@@ -8,7 +8,9 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_mlops.backends.base import TERMINAL, Handle, backend_of
+from airflow_mlops.backends.base import TERMINAL, Backend, Handle, State, backend_of, connection_of
+from airflow_mlops.errors import MlopsError
+from airflow_mlops.hooks.google import google_credentials
 
 
 class JobTrigger(BaseTrigger):
@@ -44,11 +46,29 @@ class JobTrigger(BaseTrigger):
         # deferral is failed by the scheduler.
         while True:
             await asyncio.sleep(self.poll_interval)
-            if await asyncio.to_thread(backend.status, handle) in TERMINAL:
+            try:
+                state = await asyncio.to_thread(_look, backend, handle)
+            except MlopsError as error:
+                if error.retryable:
+                    self.log.warning("cannot look at the job now: %s", error)
+                    continue
+                # The worker meets the same error and says it in the task's log.
+                state = "lost"
+            if state in TERMINAL:
                 yield TriggerEvent({"handle": self.handle})
                 return
 
     async def on_kill(self) -> None:
         """Cancel the job when a person clears or marks the task."""
         backend = backend_of(self.backend, self.options)
-        await asyncio.to_thread(backend.cancel, Handle.model_validate(self.handle))
+        await asyncio.to_thread(_cancel, backend, Handle.model_validate(self.handle))
+
+
+def _look(backend: Backend, handle: Handle) -> State:
+    with google_credentials(connection_of(backend)):
+        return backend.status(handle)
+
+
+def _cancel(backend: Backend, handle: Handle) -> None:
+    with google_credentials(connection_of(backend)):
+        backend.cancel(handle)

@@ -13,6 +13,7 @@ from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import RegistryRef
 from airflow_mlops.deployments import deployment_of
 from airflow_mlops.errors import MlopsError
+from airflow_mlops.hooks.google import google_credentials
 from airflow_mlops.registry.trial import Standing, standing
 from airflow_mlops.spec.stages import Trial
 
@@ -65,5 +66,6 @@ class TrialTrigger(BaseTrigger):
 
     def _look(self) -> Standing:
         rules = Trial.model_validate(self.params)
-        servers = deployment_of(rules.target).live(RegistryRef.model_validate(self.registry), Store(self.store))
+        with google_credentials(*rules.google_connections):
+            servers = deployment_of(rules.target).live(RegistryRef.model_validate(self.registry), Store(self.store))
         return standing(rules, servers, self.version, datetime.fromisoformat(self.since), datetime.now(UTC))
