@@ -12,6 +12,7 @@ from pathlib import Path
 
 from airflow_mlops import __version__
 from airflow_mlops.backends.local import environment
+from airflow_mlops.cli import init
 from airflow_mlops.cli.where import add_environment, add_registry, add_store
 from airflow_mlops.errors import DeclarationError, MlopsError
 from airflow_mlops.spec.environment import VARIABLE
@@ -57,6 +58,12 @@ def parser_of_commands() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"airflow-mlops {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    project = commands.add_parser(
+        "init", help="make a project that runs at once: pipeline, code, data, tests, DAGs, CI"
+    )
+    init.add_arguments(project)
+    project.set_defaults(handler=init.init)
 
     lint = commands.add_parser("lint", help="check declarations: every mistake at once, with file and line")
     lint.add_argument("files", nargs="+", metavar="FILE", help="a YAML file of one or more pipelines")

@@ -1,0 +1,185 @@
+"""A new project runs at once: its tests are green, its CI makes the steps of its Makefile, nothing is overwritten."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from airflow_mlops import __version__
+from airflow_mlops.cli import main
+from airflow_mlops.cli.init import CI, PLACEHOLDER, TEMPLATES, rendered
+from airflow_mlops.cli.main import parser_of_commands
+
+# Commands that steps of the project call and that are not there yet.
+TO_COME = {"test", "build", "deploy", "release"}
+BIN = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to stand in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make(target: str, project: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a step of a project."""
+    return subprocess.run(
+        ["make", target, *words], cwd=project, env=BIN, text=True, capture_output=True, timeout=300, check=False
+    )
+
+
+def test_the_tests_of_a_new_project_are_green(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They lint its declaration, train a model that passes its gate, and load its DAGs into Airflow."""
+    assert main(["init", "churn"]) == 0
+    assert "airflow-mlops run pipelines/churn.yaml" in capsys.readouterr().out
+
+    linted, tested = make("lint", folder / "churn"), make("unit", folder / "churn")
+
+    assert linted.returncode == 0, linted.stdout
+    assert tested.returncode == 0, tested.stdout
+    assert re.search(r"\b5 passed\b", tested.stdout)
+
+
+def test_a_project_goes_by_its_name_and_is_small() -> None:
+    for ci in (None, *CI):
+        files = dict(rendered("churn", ci))
+        assert not [path for path, content in files.items() if PLACEHOLDER in f"{path} {content!r}"]
+        assert max(map(len, files.values())) < 200_000
+
+
+def test_what_is_made_is_in_the_wheel(tmp_path: Path) -> None:
+    root = TEMPLATES.parents[1]
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=root, check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    (wheel,) = tmp_path.glob("*.whl")
+    shipped = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("airflow_mlops/templates/")}
+    kept = [file for file in TEMPLATES.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    assert shipped == {file.relative_to(root).as_posix() for file in kept}
+
+
+def test_the_data_are_those_of_their_seed(folder: Path) -> None:
+    data = TEMPLATES / "project" / "pipelines" / "data"
+    subprocess.run([sys.executable, data / "make_data.py", folder], check=True, timeout=120)
+    months = sorted(file.name for file in data.glob("*.parquet"))
+    assert len(months) == 6
+    for name in months:
+        pd.testing.assert_frame_equal(pd.read_parquet(folder / name), pd.read_parquet(data / name))
+
+
+def test_nothing_is_overwritten_and_nothing_is_half_made(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "churn" / "tests").mkdir(parents=True)
+    (folder / "churn" / "Makefile").write_text("mine")
+    (folder / "churn" / "tests" / "conftest.py").symlink_to("nowhere")
+
+    assert main(["init", "churn"]) == 1
+
+    said = capsys.readouterr().err
+    assert "churn/Makefile: is there already" in said and "churn/tests/conftest.py: is there already" in said
+    assert (folder / "churn" / "Makefile").read_text() == "mine"
+    assert sorted(each.name for each in folder.rglob("*")) == ["Makefile", "churn", "conftest.py", "tests"]
+
+
+def test_what_is_in_nobodys_way_stays(folder: Path) -> None:
+    (folder / "churn").mkdir()
+    (folder / "churn" / "LICENSE").write_text("mine")
+    assert main(["init", "churn", "--ci", "github"]) == 0
+    assert (folder / "churn" / "LICENSE").read_text() == "mine"
+    assert (folder / "churn" / ".github" / "workflows" / "release.yml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("my-churn", "try: my_churn"),
+        ("Churn", "try: churn"),
+        ("2nd", "is no name of a package"),
+        ("../churn", "try: churn"),
+        ("class", "is a word of Python's"),
+        ("données", "is no name of a package"),
+        ("json", "is taken"),
+        ("pandas", "try: pandas_model"),
+        ("data", "is taken"),
+        ("c" * 51, "50 at most"),
+    ],
+)
+def test_a_name_that_cannot_be_a_package_is_told(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, said: str
+) -> None:
+    assert main(["init", name]) == 1
+    assert said in capsys.readouterr().err
+    assert list(folder.iterdir()) == []
+
+
+def test_the_requirements_take_this_version() -> None:
+    (line,) = [
+        line
+        for line in (TEMPLATES / "project" / "requirements.txt").read_text().splitlines()
+        if "airflow-mlops" in line
+    ]
+    assert __version__ in Requirement(line).specifier
+
+
+def _workflows(ci: str) -> dict[str, dict[Any, Any]]:
+    return {
+        path.stem: yaml.safe_load(content)
+        for path, content in rendered("churn", ci)
+        if path.suffix in (".yml", ".yaml") and path.parts[0] in (".github", "cloudbuild")
+    }
+
+
+def _steps(ci: str, workflow: dict[Any, Any]) -> list[str]:
+    """The targets of the Makefile that a workflow makes, in its order."""
+    steps = (
+        workflow["steps"]
+        if ci == "cloudbuild"
+        else [each for job in workflow["jobs"].values() for each in job["steps"]]
+    )
+    text = "\n".join(each.get("script", each.get("run", "")) for each in steps)
+    return re.findall(r"\bmake ([\w-]+)", text)
+
+
+@pytest.mark.parametrize("ci", CI)
+def test_a_ci_makes_the_same_steps_as_a_person(folder: Path, ci: str) -> None:
+    workflows = _workflows(ci)
+    made = {name: [each for each in _steps(ci, workflow) if each != "install"] for name, workflow in workflows.items()}
+    assert made == {
+        "pull-request": ["test"],
+        "main": ["test", "build", "deploy-staging"],
+        "release": ["promote", "rollback"],
+    }
+
+    main(["init", "churn", "--ci", ci])
+    (commands,) = [each.choices for each in parser_of_commands()._actions if isinstance(each.choices, dict)]
+    for target in sorted({"install", *(each for steps in made.values() for each in steps)}):
+        shown = make(target, folder / "churn", "--dry-run", "BUNDLE=dist/churn")
+        assert shown.returncode == 0, shown.stderr
+        called = re.findall(r"^airflow-mlops ([a-z]+)", shown.stdout, re.MULTILINE)
+        assert set(called) <= {*commands, *TO_COME}
+
+
+def test_workflows_have_no_more_rights_than_they_need() -> None:
+    workflows = _workflows("github")
+    for workflow in workflows.values():
+        assert workflow["permissions"] == {"contents": "read"}
+        for job in workflow["jobs"].values():
+            assert job["timeout-minutes"]
+            uses = [each["uses"] for each in job["steps"] if "uses" in each]
+            assert uses and all(re.fullmatch(r"actions/[\w-]+@v\d+", each) for each in uses)
+    assert workflows["main"]["jobs"]["staging"]["environment"] == "staging"
+    assert workflows["release"]["jobs"]["prod"]["environment"] == "prod"
+    # What is typed into a form never becomes part of a command.
+    assert not any("${{" in str(step.get("run", "")) for each in workflows.values() for job in each["jobs"].values()
+                   for step in job["steps"])  # fmt: skip
