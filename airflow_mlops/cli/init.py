@@ -7,27 +7,20 @@ They are a working project called ``new_project``: in their paths and texts that
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import keyword
 import re
 import sys
+import sysconfig
 from collections.abc import Iterator, Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path, PurePosixPath
 
 from airflow_mlops.errors import DeclarationError
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 PLACEHOLDER = "new_project"
-CI = ("github", "cloudbuild")
-
 _BINARY = {".parquet"}
 _TAKEN = {"dags", "data", "pipelines", "tests"}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Let the command be told what to make."""
-    parser.add_argument("name", metavar="NAME", help="the name of folder, pipeline and package, such as churn")
-    parser.add_argument("--ci", choices=CI, help="write workflows that test, build, deploy and release, for this CI")
 
 
 def init(options: argparse.Namespace) -> int:
@@ -53,9 +46,14 @@ def check_package_name(name: str) -> None:
         allowed = "a small letter, then small letters, digits and _, 50 at most"
         near = plain if re.fullmatch(r"[a-z][a-z0-9_]{0,49}", plain) and not keyword.iskeyword(plain) else "churn"
         raise DeclarationError([f"the name {name!r} {wrong}; allowed: {allowed}; try: {near}"])
-    if name in _TAKEN or name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None:
+    if name in _TAKEN or name in sys.stdlib_module_names or _is_installed(name):
         what = f"the name {name!r} is taken: a package of that name would hide another"
         raise DeclarationError([f"{what}; try: {name}_model"])
+
+
+def _is_installed(name: str) -> bool:
+    paths = sysconfig.get_paths()
+    return PathFinder.find_spec(name, [paths["purelib"], paths["platlib"]]) is not None
 
 
 def rendered(name: str, ci: str | None) -> Iterator[tuple[PurePosixPath, bytes]]:

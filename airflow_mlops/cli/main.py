@@ -12,7 +12,6 @@ from pathlib import Path
 
 from airflow_mlops import __version__
 from airflow_mlops.backends.local import environment
-from airflow_mlops.cli import init
 from airflow_mlops.cli.where import add_environment, add_registry, add_store
 from airflow_mlops.errors import DeclarationError, MlopsError
 from airflow_mlops.spec.environment import VARIABLE
@@ -62,8 +61,21 @@ def parser_of_commands() -> argparse.ArgumentParser:
     project = commands.add_parser(
         "init", help="make a project that runs at once: pipeline, code, data, tests, DAGs, CI"
     )
-    init.add_arguments(project)
-    project.set_defaults(handler=init.init)
+    project.add_argument("name", metavar="NAME", help="the name of folder, pipeline and package, such as churn")
+    project.add_argument("--ci", choices=("github", "cloudbuild"), help="write what tests, builds and releases, for it")
+    project.set_defaults(handler=_init)
+
+    adopted = commands.add_parser(
+        "adopt",
+        help="write a first declaration from a script and a table: exit code 3 if something is left to fill in",
+        description="The script is read and never run. What was found stands with the script's lines in the "
+        "declaration, and what a person must look at in comments that begin with 'check:'.",
+    )
+    adopted.add_argument("script", metavar="SCRIPT.py", help="a training script")
+    adopted.add_argument("data", metavar="DATA", help="its table: a Parquet or CSV file, a folder, or with {window}")
+    adopted.add_argument("--out", default="pipelines", metavar="DIR", help="where to write (default: %(default)s)")
+    adopted.add_argument("--name", metavar="NAME", help="the pipeline's name (default: by script, table or folder)")
+    adopted.set_defaults(handler=_adopt)
 
     lint = commands.add_parser("lint", help="check declarations: every mistake at once, with file and line")
     lint.add_argument("files", nargs="+", metavar="FILE", help="a YAML file of one or more pipelines")
@@ -289,6 +301,18 @@ def _lint(options: argparse.Namespace) -> int:
         f"{files}: {f'{len(problems)} problems' if len(problems) != 1 else '1 problem'}" if problems else f"{files}: ok"
     )
     return 1 if problems else 0
+
+
+def _init(options: argparse.Namespace) -> int:
+    from airflow_mlops.cli.init import init
+
+    return init(options)
+
+
+def _adopt(options: argparse.Namespace) -> int:
+    from airflow_mlops.cli.adopt import adopt
+
+    return adopt(options)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -251,11 +251,12 @@ def dump_schema(schema: DataSchema, hints: Mapping[str, str] | None = None) -> s
     lines.append("columns:" if columns else "columns: {}")
     for name, column in columns.items():
         hint = f"  # {hints[name]}" if hints and name in hints else ""
-        lines.append(f"  {_on_one_line(name)}: {_on_one_line(column)}{hint}")
+        lines.append(f"  {on_one_line(name)}: {on_one_line(column)}{hint}")
     return "\n".join(lines) + "\n"
 
 
-def _on_one_line(value: Any) -> str:
+def on_one_line(value: Any) -> str:
+    """A value as YAML on one line."""
     text = to_yaml([value], default_flow_style=True, width=math.inf).strip()
     if "\n" in text:
         text = to_yaml([value], default_flow_style=True, width=math.inf, default_style='"').strip()

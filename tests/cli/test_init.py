@@ -17,9 +17,10 @@ from packaging.requirements import Requirement
 
 from airflow_mlops import __version__
 from airflow_mlops.cli import main
-from airflow_mlops.cli.init import CI, PLACEHOLDER, TEMPLATES, rendered
+from airflow_mlops.cli.init import PLACEHOLDER, TEMPLATES, rendered
 from airflow_mlops.cli.main import parser_of_commands
 
+CI = ("github", "cloudbuild")
 # Commands that steps of the project call and that are not there yet.
 TO_COME = {"test", "build", "deploy", "release"}
 BIN = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
