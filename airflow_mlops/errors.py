@@ -17,6 +17,10 @@
     │   └── StoreUnreachableError   (worth a retry)
     ├── DeploymentError             what serves does not do as the ledger says
     │   └── TrialFailedError        a candidate on trial broke a rule, and was withdrawn
+    ├── DeliveryError               a bundle or a release is not what it should be, or not where
+    │   ├── ReleaseConflictError    somebody else is releasing there, or has released meanwhile
+    │   ├── ReleaseFailedError      Airflow does not load it, or its smoke run failed; the one before was put back
+    │   └── AirflowUnreachableError    (worth a retry)
     ├── CloudError                  Google Cloud refused
     │   ├── CloudAccessError        it lets us not in, or we may not
     │   ├── CloudNotFoundError      no such resource there
@@ -165,6 +169,24 @@ class DeploymentError(MlopsError):
 
 class TrialFailedError(DeploymentError):
     """A candidate on trial broke a rule, and was withdrawn."""
+
+
+class DeliveryError(MlopsError):
+    """A bundle or a release is not what it should be, or is not where it should be."""
+
+
+class ReleaseConflictError(DeliveryError):
+    """Somebody else is releasing there, or has released since it was looked at."""
+
+
+class ReleaseFailedError(DeliveryError):
+    """Airflow does not load the release, or its smoke run failed. What ran before was put back."""
+
+
+class AirflowUnreachableError(DeliveryError):
+    """Airflow's API does not answer."""
+
+    retryable = True
 
 
 class CloudError(MlopsError):

@@ -30,6 +30,7 @@ def test_an_error_survives_a_process_border(kind: type[MlopsError]) -> None:
 def test_only_what_passes_by_itself_is_worth_a_retry() -> None:
     retryable = {kind.__name__ for kind in TREE if kind.retryable}
     assert retryable == {
+        "AirflowUnreachableError",
         "CloudUnreachableError",
         "JobFailedError",
         "JobLostError",

@@ -74,7 +74,28 @@ def snapshot(callables: Iterable[str], base: str, store: Store, *, elsewhere: bo
     Raises:
         CodeError: when a package is neither beside the declaration nor installed.
     """
-    files: dict[str, bytes] = {}
+    files = packages(callables, base, elsewhere=elsewhere)
+    if not files:
+        return None
+    with store.scratch(".zip") as archive:
+        # Stored, not deflated: the digest must not depend on a machine's zlib.
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as target:
+            for name, file in sorted(files.items()):
+                entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+                target.writestr(entry, file.read_bytes() if file else b"")
+        return store.put_file(archive, "code")
+
+
+def packages(callables: Iterable[str], base: str, *, elsewhere: bool = False) -> dict[str, Path | None]:
+    """The files of the packages that hold the user's functions, by the names that they are imported by.
+
+    A package without an ``__init__.py`` gets an empty one, which is None here: without it, a package of the same name
+    elsewhere on a worker's path would win. The arguments are those of `snapshot`.
+
+    Raises:
+        CodeError: when a package is neither beside the declaration nor installed.
+    """
+    files: dict[str, Path | None] = {}
     for top in sorted({split_path(path)[0].split(".")[0] for path in callables}):
         place = _locate(top, base)
         if place is None:
@@ -82,20 +103,11 @@ def snapshot(callables: Iterable[str], base: str, store: Store, *, elsewhere: bo
                 folders = ", ".join(map(str, _search_folders(base)))
                 raise CodeError(f"there is no package {top!r}", allowed=f"one in {folders}, or an installed one")
         elif place.is_file():
-            files[place.name] = place.read_bytes()
+            files[place.name] = place
         else:
-            # Without this file, a package of the same name elsewhere on a worker's path would win.
-            files[f"{top}/__init__.py"] = b""
-            files |= {file.relative_to(place.parent).as_posix(): file.read_bytes() for file in _files_of(place)}
-    if not files:
-        return None
-    with store.scratch(".zip") as archive:
-        # Stored, not deflated: the digest must not depend on a machine's zlib.
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as target:
-            for name, content in sorted(files.items()):
-                entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-                target.writestr(entry, content)
-        return store.put_file(archive, "code")
+            files[f"{top}/__init__.py"] = None
+            files |= {file.relative_to(place.parent).as_posix(): file for file in _files_of(place)}
+    return files
 
 
 def _installed(top: str) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from airflow_mlops import __version__
 from airflow_mlops.backends.local import environment
+from airflow_mlops.cli.delivery import add_delivery
 from airflow_mlops.cli.where import add_environment, add_registry, add_store
 from airflow_mlops.errors import DeclarationError, MlopsError
 from airflow_mlops.spec.environment import VARIABLE
@@ -268,6 +269,8 @@ def parser_of_commands() -> argparse.ArgumentParser:
     )
     replay.add_argument("--verbose", action="store_true", help="show log lines and whole tracebacks")
     replay.set_defaults(handler=_replay)
+
+    add_delivery(commands)
 
     demo = commands.add_parser("demo", help="run the flights demo: a real Airflow and MLflow on this machine")
     demo.add_argument("--dags", default="dags", metavar="DIR", help="the folder with the demo's DAGs and data")

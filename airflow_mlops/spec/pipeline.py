@@ -24,6 +24,7 @@ from airflow_mlops.spec.base import SEVERAL, Callable, Duration, Estimator, Name
 from airflow_mlops.spec.environment import merged, not_allowed
 from airflow_mlops.spec.google import Google
 from airflow_mlops.spec.metrics import Task
+from airflow_mlops.spec.promises import Tests
 from airflow_mlops.spec.source import Snapshots, Source, is_windowed
 from airflow_mlops.spec.space import Space
 from airflow_mlops.spec.window import Grain, grain_of
@@ -480,6 +481,8 @@ class Pipeline(Section):
     """How the champion is watched."""
     retrain: Retrain = Retrain()
     """What starts a training."""
+    tests: Tests = Tests()
+    """What ``airflow-mlops test`` holds a model to that it trains on a sample, before any of this runs anywhere."""
     predict: Predict = Predict()
     """Batch prediction."""
     pool: Pool | None = None
