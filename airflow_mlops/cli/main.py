@@ -200,6 +200,11 @@ def parser_of_commands() -> argparse.ArgumentParser:
     serving.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="(default: %(default)s)")
     serving.add_argument("--version", metavar="N", help="serve this version only, whatever the ledger says later")
     serving.add_argument("--digest", metavar="SHA256", help="what its model must be (default: what the ledger knows)")
+    serving.add_argument(
+        "--files",
+        metavar="URI",
+        help="where the files of that version are, as a deployment elsewhere has them: neither store nor MLflow is asked",
+    )
     serving.add_argument("--api-key-file", metavar="FILE", help="a file with the key that requests must bring")
     serving.add_argument(
         "--max-body", default="16MiB", metavar="SIZE", help="the largest request (default: %(default)s)"

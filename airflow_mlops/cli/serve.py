@@ -6,8 +6,11 @@ import argparse
 import ipaddress
 import logging
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from airflow_mlops.call.store import Store
+from airflow_mlops.call.wire import RegistryRef
 from airflow_mlops.cli.where import registry_in, require_model, store_of
 from airflow_mlops.errors import DeclarationError
 from airflow_mlops.spec.base import parse_size
@@ -27,28 +30,38 @@ def serve(options: argparse.Namespace) -> int:
     from airflow_mlops.serving.server import Settings
 
     limits = Limits(_size(options.max_body), options.timeout, _key(options.api_key_file))
-    store = store_of(options)
     if options.digest and not options.version:
         raise DeclarationError(["--digest says what a --version must be, and none is given"])
+    if options.files and not options.digest:
+        raise DeclarationError(["--files are of one --version, which must be of one --digest: give both"])
+    store = Store(options.files) if options.files else store_of(options)
     if options.version is None or options.digest is None:
         require_model(store, options.model)
-    if limits.key is None and not _loopback(options.host):
+    if limits.key is None and not options.files and not _loopback(options.host):
         print(f"warning: whoever reaches {options.host} may ask: no --api-key-file is given", file=sys.stderr)
-    with registry_in(options, options.model) as registry:
+    with _registry(options) as registry:
         settings = Settings(
             registry=registry,
             store=store,
             version=options.version,
             digest=options.digest,
-            log_to=None if options.no_log else options.log_to,
+            log_to=None if options.no_log or options.files else options.log_to,
             flush=options.flush,
             allow_pickle=options.allow_pickle,
             seconds=options.timeout,
+            files=options.files,
         )
         # Where Airflow was asked, it has put its own handlers there, which write to standard output.
         logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format=_LINE, force=True)
         run(settings, limits, options.host, options.port)
     return 0
+
+
+def _registry(options: argparse.Namespace) -> AbstractContextManager[RegistryRef]:
+    """The registry; of files that lie by themselves only the model's name."""
+    if options.files:
+        return nullcontext(RegistryRef(uri="", model=options.model, experiment=options.model))
+    return registry_in(options, options.model)
 
 
 def _size(text: str) -> int:

@@ -71,6 +71,8 @@ class Start(msgspec.Struct):
     log_to: str | None = None
     """The folder of predictions; None logs nothing."""
     flush: float = 10.0
+    files: str | None = None
+    """Where the version's files are, as `airflow_mlops.registry.files` puts them. Default: MLflow is asked."""
 
 
 _LENGTH = 4

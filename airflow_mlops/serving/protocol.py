@@ -2,7 +2,7 @@
 
 The forms are those of MLflow's scoring server: ``dataframe_split``, ``dataframe_records``, ``instances`` (records) and
 ``inputs`` (columns, or records) as JSON, and CSV with a header. An answer is ``{"predictions": [...]}``, with
-``probabilities`` by class where the model gives them. Errors have MLflow's form too: ``error_code`` and ``message``.
+``probabilities`` by class where the model gives them; Vertex AI's ``parameters`` may ask for objects instead. Errors have MLflow's form too: ``error_code`` and ``message``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import pyarrow as pa
 from airflow_mlops.errors import DataError
 from airflow_mlops.stages.model_io import arrow_type
 
+PROBABILITIES = "probabilities"
+"""The key of ``parameters`` by which each prediction is an object ``{"prediction": ..., "probabilities": {...}}``."""
 _FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 _NOT_JSON_NUMBER = re.compile(rb"[:\[,]\s*-?(NaN|Infinity)\b")
 _TRUE, _FALSE = frozenset({"true", "True", "1"}), frozenset({"false", "False", "0"})
@@ -62,6 +64,8 @@ class Rows(NamedTuple):
     columns: dict[str, Sequence[Any]]
     number: int
     """How many."""
+    apart: bool = False
+    """Whether each row's answer is wanted as an object of its own, with its probabilities in it."""
 
 
 def read_rows(body: bytes, content_type: str, wanted: Collection[str]) -> Rows:
@@ -87,20 +91,31 @@ def read_rows(body: bytes, content_type: str, wanted: Collection[str]) -> Rows:
     said = _json(body)
     if not isinstance(said, dict):
         raise RequestError(f"the body is {_kind(said)}; allowed: an object with one of {', '.join(_FORMS)}")
-    unknown = set(said) - {*_FORMS, "params"}
+    unknown = set(said) - {*_FORMS, "params", "parameters"}
     if unknown:
         raise RequestError(f"unknown key {', '.join(map(repr, sorted(unknown)))}; allowed: {', '.join(_FORMS)}")
     if said.get("params"):
         raise RequestError("the model takes no 'params'; leave them out")
+    apart = _apart(said.get("parameters"))
     forms = [name for name in _FORMS if name in said]
     if len(forms) != 1:
         raise RequestError(f"the body has {' and '.join(forms) or 'none'}; allowed: exactly one of {', '.join(_FORMS)}")
     value = said[forms[0]]
     if forms[0] == "dataframe_split":
-        return _split(value)
-    if forms[0] == "inputs" and isinstance(value, dict):
-        return _columns(value)
-    return _records(value, forms[0], wanted)
+        rows = _split(value)
+    elif forms[0] == "inputs" and isinstance(value, dict):
+        rows = _columns(value)
+    else:
+        rows = _records(value, forms[0], wanted)
+    return rows._replace(apart=apart)
+
+
+def _apart(parameters: Any) -> bool:
+    """What the ``parameters`` of a request to Vertex AI ask for."""
+    said = parameters or {}
+    if not isinstance(said, dict) or set(said) - {PROBABILITIES} or not isinstance(said.get(PROBABILITIES, False), bool):
+        raise RequestError(f'the model takes no such \'parameters\'; allowed: {{"{PROBABILITIES}": true}}')
+    return bool(said.get(PROBABILITIES))
 
 
 def _json(body: bytes) -> Any:
@@ -338,3 +353,12 @@ def answer_body(predictions: Sequence[Any], probabilities: Mapping[str, Sequence
     if probabilities:
         said["probabilities"] = probabilities
     return msgspec.json.encode(said, enc_hook=str)
+
+
+def answers_apart(predictions: Sequence[Any], probabilities: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    """The same with an object for each row: what goes through Vertex AI keeps of an answer its predictions only."""
+    return [
+        {"prediction": each}
+        | ({PROBABILITIES: {name: values[at] for name, values in probabilities.items()}} if probabilities else {})
+        for at, each in enumerate(predictions)
+    ]

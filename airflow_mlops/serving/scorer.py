@@ -24,6 +24,7 @@ from airflow_mlops.call.code import told
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import RegistryRef
 from airflow_mlops.errors import MlopsError, RegistryError
+from airflow_mlops.registry.files import files_of
 from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.serving.frames import Answers, Ask, Batch, Logged, Ready, Said, Start, length, pack
@@ -32,6 +33,7 @@ from airflow_mlops.serving.protocol import (
     RequestError,
     Rows,
     answer_body,
+    answers_apart,
     column_of,
     error_body,
     read_rows,
@@ -44,7 +46,7 @@ from airflow_mlops.spec.pipeline import Pipeline
 from airflow_mlops.spec.plan import kept_columns
 from airflow_mlops.stages.batch_predict import score_rows
 from airflow_mlops.stages.golden import name_of_class
-from airflow_mlops.stages.model_io import DECLARATION, Model, download, loaded, read_facts
+from airflow_mlops.stages.model_io import DECLARATION, Model, download, facts_of, loaded, read_facts
 
 log = logging.getLogger(__name__)
 
@@ -125,10 +127,10 @@ class Scorer:
                 # Answers go on, whatever becomes of their log.
                 log.exception("predictions were not logged")
                 self.log.lose(table.num_rows)
-        bodies = self._bodies(columns, [each.rows.number for each in read])
+        bodies = self._bodies(columns, [each.rows for each in read])
         return [(each, 200, body) for each, body in zip(read, bodies, strict=True)]
 
-    def _bodies(self, columns: Mapping[str, Any], counts: Sequence[int]) -> list[bytes]:
+    def _bodies(self, columns: Mapping[str, Any], requests: Sequence[Rows]) -> list[bytes]:
         classes = self.model.facts.classes
         said = columns["prediction"].to_pylist()
         chances: dict[str, list[float]] = {}
@@ -140,10 +142,11 @@ class Scorer:
                 if name.startswith("probability."):
                     chances[name.removeprefix("probability.")] = values.to_pylist()
         bodies, start = [], 0
-        for count in counts:
-            part = slice(start, start + count)
-            bodies.append(answer_body(said[part], {name: values[part] for name, values in chances.items()}))
-            start += count
+        for rows in requests:
+            part = slice(start, start + rows.number)
+            own = {name: values[part] for name, values in chances.items()}
+            bodies.append(answer_body(answers_apart(said[part], own), {}) if rows.apart else answer_body(said[part], own))
+            start += rows.number
         return bodies
 
     def _logged(self, read: Sequence[Asked], rows: Rows, table: pa.Table, columns: Mapping[str, Any]) -> pa.Table:
@@ -204,22 +207,32 @@ def main() -> int:
     os.dup2(2, 1)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     start = msgspec.json.decode(source.readline(), type=Start)
+    ref = RegistryRef.model_validate(start.registry)
+    place: Place | None = None
+    keep: tuple[str, ...] = ()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            registry = ModelRegistry(RegistryRef.model_validate(start.registry), Store(start.store))
-            run_id = registry.api.version(registry.ref.model, start.version).run_id
-            with pointed_at(registry.ref.uri):
-                facts = read_facts(run_id, Path(folder, "facts")).model_copy(update={"model_digest": start.digest})
-                place, keep = _place(start, registry, run_id, Path(folder)) if start.log_to is not None else (None, ())
-                scope = loaded(facts, Path(folder, "model"), allow_pickle=start.allow_pickle)
-                model = scope.__enter__()
+            if start.files is not None:
+                with files_of(start.files) as files:
+                    facts = facts_of(files).model_copy(update={"model_digest": start.digest})
+                    scope = loaded(facts, Path(folder, "model"), allow_pickle=start.allow_pickle)
+                    model = scope.__enter__()
+            else:
+                registry = ModelRegistry(ref, Store(start.store))
+                run_id = registry.api.version(ref.model, start.version).run_id
+                with pointed_at(ref.uri):
+                    facts = read_facts(run_id, Path(folder, "facts")).model_copy(update={"model_digest": start.digest})
+                    if start.log_to is not None:
+                        place, keep = _place(start, registry, run_id, Path(folder))
+                    scope = loaded(facts, Path(folder, "model"), allow_pickle=start.allow_pickle)
+                    model = scope.__enter__()
         except MlopsError as error:
             _send(sink, pack(Ready(problem=str(error))))
             return 1
         try:
             journal = PredictionLog(place, start.flush) if place else None
             scorer = Scorer(
-                model, version=start.version, name=registry.ref.model, server=start.server, log=journal, keep=keep
+                model, version=start.version, name=ref.model, server=start.server, log=journal, keep=keep
             )
             _send(sink, pack(Ready(bytes=model.size, classifies=facts.task != "regression")))
             _serve(scorer, source, sink)

@@ -55,6 +55,8 @@ class Settings(NamedTuple):
     """Whether models that were written with cloudpickle may be loaded."""
     seconds: float = 30.0
     """How long an answer may take."""
+    files: str | None = None
+    """Where the files of that version are; then neither MLflow nor a ledger is asked for anything."""
 
 
 class Route(NamedTuple):
@@ -159,7 +161,9 @@ class Server:
 
     def watch(self) -> None:
         """From here on follow the ledger, write heartbeats, and look at MLflow now and then."""
-        going = (self._go_on(), self._go_beating(), self._go_asking(), self._go_watching())
+        going = [self._go_on(), self._go_beating(), self._go_watching()]
+        if self.settings.files is None:
+            going.append(self._go_asking())
         self._tasks = [asyncio.create_task(each) for each in going]
 
     async def close(self) -> None:
@@ -220,6 +224,7 @@ class Server:
             allow_pickle=settings.allow_pickle,
             log_to=settings.log_to,
             flush=settings.flush,
+            files=settings.files,
         )
         self._handles[version] = await Handle.load(start, _LOAD)
         if there is not None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import mlflow
+import mlflow  # noqa: F401 - it sets up its log when it is imported; see below
 import pandas as pd
 import pyarrow as pa
 import yaml
@@ -25,7 +25,8 @@ from pydantic import BaseModel, ConfigDict
 from airflow_mlops.call.code import code_scope
 from airflow_mlops.call.store import digest_of_file
 from airflow_mlops.call.wire import digest_of
-from airflow_mlops.errors import CodeError, ModelNotFoundError, RegistryUnreachableError, SchemaError, StoreError
+from airflow_mlops.errors import CodeError, SchemaError, StoreError
+from airflow_mlops.registry.files import FACTS, KNOWN, MODEL, fetched
 from airflow_mlops.spec.metrics import Task
 from airflow_mlops.stages.tables import require_columns, type_of
 
@@ -33,7 +34,6 @@ from airflow_mlops.stages.tables import require_columns, type_of
 logging.getLogger("mlflow").handlers.clear()
 logging.getLogger("mlflow").propagate = True
 
-FACTS = "mlops/model.json"
 ROWS = "mlops/training_rows.parquet"
 INPUTS = "mlops/inputs.json"
 DECLARATION = "mlops/pipeline.yaml"
@@ -67,10 +67,6 @@ TRUSTED_TYPES = frozenset(
     }
 )
 """Types of scikit-learn, scipy and numpy that hold numbers and run nothing, and that skops does not trust by itself."""
-
-
-_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "does not exist", "No such", "404 Client Error", "ensure that the path")
-"""In what words MLflow's stores say that an artifact is not there."""
 
 
 class Facts(BaseModel):
@@ -176,25 +172,18 @@ def download(run_id: str, path: str, target: Path) -> Path:
         ModelNotFoundError: when the run has none of this name.
         RegistryUnreachableError: when it cannot be fetched now.
     """
-    return _fetched(f"the artifact {path} of run {run_id}", target, run_id=run_id, artifact_path=path)
-
-
-def _fetched(what: str, target: Path, **where: str) -> Path:
-    try:
-        return Path(mlflow.artifacts.download_artifacts(dst_path=str(target), **where))
-    except (OSError, mlflow.exceptions.MlflowException) as error:
-        text = str(error)
-        if isinstance(error, FileNotFoundError) or any(sign in text for sign in _NOT_THERE):
-            raise ModelNotFoundError(
-                f"{what} is not there: it was removed, or never made by airflow_mlops",
-                fix="train a model with a pipeline, and let it be promoted",
-            ) from error
-        raise RegistryUnreachableError(f"{what} cannot be fetched: {text}") from error
+    return fetched(f"the artifact {path} of run {run_id}", target, run_id=run_id, artifact_path=path)
 
 
 def read_facts(run_id: str, target: Path) -> Facts:
     """What is known about the model of a run."""
     return Facts.model_validate_json(download(run_id, FACTS, target).read_bytes())
+
+
+def facts_of(files: Path) -> Facts:
+    """What is known about a model whose files lie in a folder, as `airflow_mlops.registry.files` puts them."""
+    facts = Facts.model_validate_json(Path(files, KNOWN).read_bytes())
+    return facts.model_copy(update={"model_uri": str(Path(files, MODEL))})
 
 
 class Model:
@@ -269,7 +258,7 @@ def loaded(facts: Facts, target: Path, *, allow_pickle: bool = True) -> Iterator
     # Before the scope of the model's own code, which takes back what was imported in it.
     from airflow_mlops.stages import skops_io
 
-    folder = _fetched(f"the model {facts.model_uri}", target, artifact_uri=facts.model_uri)
+    folder = fetched(f"the model {facts.model_uri}", target, artifact_uri=facts.model_uri)
     file = next((each for each in folder.iterdir() if each.suffix in (".skops", ".pkl")), None)
     if file is None or model_digest(file, folder / "code") != facts.model_digest:
         raise StoreError(

@@ -31,6 +31,7 @@ from airflow_mlops.call.code import load, split_path, unpack
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
 from airflow_mlops.errors import CodeError, DataError, RegistryError, RegistryUnreachableError
+from airflow_mlops.registry.files import FACTS
 from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import NOTE_TAG, ModelRegistry
 from airflow_mlops.spec.metrics import Task
@@ -39,7 +40,6 @@ from airflow_mlops.stages import skops_io
 from airflow_mlops.stages.golden import GOLDEN, write_golden
 from airflow_mlops.stages.model_io import (
     DECLARATION,
-    FACTS,
     INPUTS,
     ROWS,
     Facts,
