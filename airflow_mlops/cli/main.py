@@ -203,7 +203,7 @@ def parser_of_commands() -> argparse.ArgumentParser:
     serving.add_argument(
         "--files",
         metavar="URI",
-        help="where the files of that version are, as a deployment elsewhere has them: neither store nor MLflow is asked",
+        help="where the files of that version are, as a deployment elsewhere has them; no store or MLflow is asked",
     )
     serving.add_argument("--api-key-file", metavar="FILE", help="a file with the key that requests must bring")
     serving.add_argument(

@@ -7,12 +7,15 @@ import json
 from typing import Any
 
 from airflow_mlops.cli.where import known_models, registry_in, require_model, store_of
-from airflow_mlops.registry.check import differences
+from airflow_mlops.registry.check import differences, repair
+from airflow_mlops.registry.mirror import mirror_of
 from airflow_mlops.registry.models import ModelRegistry
 
 
 def check(options: argparse.Namespace) -> int:
-    """Hold MLflow against the ledger of one model, or of all; with ``--repair`` make the aliases follow.
+    """Hold MLflow, and the mirror where there is one, against the ledger of one model, or of all.
+
+    With ``--repair`` both are made to follow.
 
     Returns:
         0 when nothing differs, or everything that did was put right; else 1.
@@ -25,11 +28,12 @@ def check(options: argparse.Namespace) -> int:
     for model in [options.model] if options.model else known_models(store):
         with registry_in(options, model) as ref:
             registry = ModelRegistry(ref, store)
-            found = differences(registry)
+            mirror = mirror_of(registry, store)
+            found = differences(registry, mirror)
             repaired = options.repair and any(each.repairable for each in found)
             if repaired:
-                registry.project()
-            still = differences(registry) if repaired else found
+                repair(registry, mirror)
+            still = differences(registry, mirror) if repaired else found
         left += len(still)
         told[model] = {
             "differences": [each._asdict() for each in still],

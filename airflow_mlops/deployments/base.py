@@ -8,6 +8,7 @@ class with the methods of `Deployment`; nothing here changes for it.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import entry_points
@@ -42,12 +43,19 @@ class Deployment(Protocol):
     def follow(self, registry: RegistryRef, store: Store) -> None:
         """Have what serves do as the ledger says now; a target that looks by itself has nothing to do."""
 
+    def connect(self, registry: RegistryRef, store: Store, server: Serving) -> Endpoint:
+        """Whom to ask what one of these answers."""
+
     def live(self, registry: RegistryRef, store: Store) -> list[Serving]:
         """What serves the model now, and what it has answered. Cheap: a triggerer asks it again and again."""
 
 
 def deployment_of(name: str, options: Mapping[str, Any] | None = None) -> Deployment:
     """The target of that name.
+
+    Args:
+        name: its name.
+        options: what a target may be made with, such as the pipeline's section ``google``; it gets those that it takes.
 
     Raises:
         DeploymentError: when no entry point has that name, or it does not load.
@@ -56,7 +64,9 @@ def deployment_of(name: str, options: Mapping[str, Any] | None = None) -> Deploy
     if name not in known:
         raise DeploymentError(f"there is no deployment target {name!r}", allowed=", ".join(sorted(known)))
     try:
-        target: Deployment = known[name].load()(**dict(options or {}))
+        kind = known[name].load()
+        takes = inspect.signature(kind).parameters
+        target: Deployment = kind(**{key: value for key, value in (options or {}).items() if key in takes})
     except (ImportError, AttributeError, TypeError) as error:
         raise DeploymentError(f"the deployment target {name!r} cannot be made: {error}") from error
     return target

@@ -75,16 +75,10 @@ class Endpoint:
         if key := os.environ.get(KEY_VARIABLE):
             headers["Authorization"] = f"Bearer {key}"
         started = time.perf_counter()
-        try:
-            self._connection.request("POST", f"{self._path}/invocations", body, headers)
-            response = self._connection.getresponse()
-            text = response.read()
-        except (OSError, http.client.HTTPException) as error:
-            self._connection.close()
-            raise DeploymentError(f"{self.url} does not answer: {str(error) or type(error).__name__}") from error
+        status, said_headers, text = self._send(body, headers)
         seconds = time.perf_counter() - started
-        if response.status != http.client.OK:
-            raise DeploymentError(f"{self.url} answers {response.status}: {text.decode(errors='replace')[:500]}")
+        if status != http.client.OK:
+            raise DeploymentError(f"{self.url} answers {status}: {text.decode(errors='replace')[:500]}")
         try:
             said: Mapping[str, Any] = json.loads(text)
             predictions = said["predictions"]
@@ -92,6 +86,14 @@ class Endpoint:
                 raise ValueError(f"{len(predictions)} predictions for {len(rows)} rows")
         except (ValueError, LookupError, TypeError) as error:
             raise DeploymentError(f"{self.url} answers what is no answer to rows: {error}") from error
-        return Answer(
-            response.headers.get("X-Model-Version", ""), predictions, said.get("probabilities") or {}, seconds
-        )
+        return Answer(said_headers.get("X-Model-Version", ""), predictions, said.get("probabilities") or {}, seconds)
+
+    def _send(self, body: str, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str], bytes]:
+        """Send a request; status, headers and body of what comes back."""
+        try:
+            self._connection.request("POST", f"{self._path}/invocations", body, dict(headers))
+            response = self._connection.getresponse()
+            return response.status, response.headers, response.read()  # type: ignore[return-value]
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            raise DeploymentError(f"{self.url} does not answer: {str(error) or type(error).__name__}") from error

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
@@ -32,28 +32,9 @@ class LocalDeployment:
         self, registry: RegistryRef, store: Store, version: str, digest: str, *, seconds: float
     ) -> Iterator[Endpoint]:
         """A server of the one version, in a process of its own, on a free port of the loopback; it ends with it."""
-        command = [
-            *(sys.executable, "-m", "airflow_mlops", "serve", registry.model),
-            *("--version", version, "--digest", digest, "--port", "0", "--no-log"),
-            *("--store", store.root, "--registry", registry.uri),
-        ]
-        with tempfile.TemporaryFile() as said:
-            # A group of its own, so that its scorers end with it; and it asks nobody for a key.
-            environment = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
-            process = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=said,
-                start_new_session=True,
-            )
-            try:
-                ready = _ready(process, said, version, seconds)
-                with Endpoint(ready["url"], size=ready.get("bytes")) as endpoint:
-                    yield endpoint
-            finally:
-                _end(process)
+        where = ("--store", store.root, "--registry", registry.uri)
+        with clean_server(registry.model, version, digest, where, seconds) as endpoint:
+            yield endpoint
 
     def follow(self, registry: RegistryRef, store: Store) -> None:
         """Nothing: servers look at the ledger each second."""
@@ -61,6 +42,47 @@ class LocalDeployment:
     def live(self, registry: RegistryRef, store: Store) -> list[Serving]:
         """The servers whose heartbeat is fresh."""
         return live(store, registry.model)
+
+    def connect(self, registry: RegistryRef, store: Store, server: Serving) -> Endpoint:
+        """Its own address."""
+        return Endpoint(server.url)
+
+
+@contextmanager
+def clean_server(model: str, version: str, digest: str, where: Sequence[str], seconds: float) -> Iterator[Endpoint]:
+    """A server of one version in a process of its own, on a free port of the loopback, for as long as the scope lasts.
+
+    Args:
+        model: the model's name.
+        version: the version.
+        digest: what its model must be.
+        where: the options that say where it is.
+        seconds: how long it may take to come up.
+
+    Raises:
+        DeploymentError: when it does not; with what it said.
+    """
+    command = [
+        *(sys.executable, "-m", "airflow_mlops", "serve", model, "--version", version, "--digest", digest),
+        *("--port", "0", "--no-log", *where),
+    ]
+    with tempfile.TemporaryFile() as said:
+        # A group of its own, so that its scorers end with it; and it asks nobody for a key.
+        environment = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            start_new_session=True,
+        )
+        try:
+            ready = _ready(process, said, version, seconds)
+            with Endpoint(ready["url"], size=ready.get("bytes")) as endpoint:
+                yield endpoint
+        finally:
+            _end(process)
 
 
 def _ready(process: subprocess.Popen[bytes], said: IO[bytes], version: str, seconds: float) -> dict[str, Any]:

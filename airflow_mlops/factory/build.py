@@ -257,6 +257,7 @@ def _rollback_dag(pipeline: Pipeline, base: str) -> DAG:
         dag=dag,
         version="{{ params.version or '' }}",
         reason="{{ params.reason }}",
+        google=pipeline.google.model_dump(mode="json") if pipeline.google else None,
         **_common(pipeline, base),
     )
     return dag

@@ -33,8 +33,10 @@ class Mirrored(NamedTuple):
 
     def is_of(self, version: str, digest: str) -> bool:
         """Whether it is the model of that digest, by its labels or, where somebody took them away, by its files."""
-        if VERSION_LABEL in self.labels or DIGEST_LABEL in self.labels:
-            return (self.version, self.labels.get(DIGEST_LABEL)) == (label(version), label(short(digest)))
+        own = {VERSION_LABEL: label(version), DIGEST_LABEL: label(short(digest))}
+        said = {name: self.labels[name] for name in own if name in self.labels}
+        if said == own or not said.items() <= own.items():
+            return said == own
         return self.uri.rstrip("/").rpartition("/")[2] == digest.removeprefix("sha256:")
 
 

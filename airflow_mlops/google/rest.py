@@ -79,6 +79,21 @@ class Rest:
             CloudUnreachableError: when the service does not answer.
             CloudError: when it refuses; with its reason.
         """
+        response = self.send(method, path, query=query, again=again, json=body)
+        return dict(response.json()) if response.content else {}
+
+    def send(
+        self, method: str, path: str, *, query: Mapping[str, Any] | None = None, again: bool = True, **what: Any
+    ) -> Any:
+        """The same for whoever needs the response itself, of ``requests``: its headers, or bytes as they are.
+
+        Args:
+            method: the method.
+            path: from the version on.
+            query: the query's parameters.
+            again: whether the request may be repeated after its answer was lost.
+            what: ``json``, or ``data`` and ``headers``.
+        """
         from google.auth.exceptions import GoogleAuthError, TransportError
         from requests.exceptions import RequestException
 
@@ -86,7 +101,7 @@ class Rest:
             last = number == _TRIES - 1
             try:
                 response = self._open().request(
-                    method, f"{self.base}/{path}", json=body, params=dict(query or {}), timeout=_TIMEOUT
+                    method, f"{self.base}/{path}", params=dict(query or {}), timeout=_TIMEOUT, **what
                 )
             except (RequestException, TransportError) as error:
                 if last or not again:
@@ -99,7 +114,7 @@ class Rest:
                 ) from None
             else:
                 if response.status_code < 400:
-                    return dict(response.json()) if response.content else {}
+                    return response
                 if last or response.status_code not in _PASSES or not (again or response.status_code == 429):
                     raise self._refused(method, path, response)
             time.sleep(0.5 * 2**number)

@@ -37,12 +37,13 @@ class ValidateServingOperator(GateOperator):
     :param max_latency_ms: what one answer in a hundred, to one row, may take at most, in milliseconds. Default: any.
     :param max_size: how large the model's files may be, such as ``200MiB``. Default: any.
     :param timeout: how long the server may take to come up.
+    :param google: the section ``google`` of a declaration, for a target there: ``{"project": ..., "region": ...}``.
     """
 
     stage = stages.ValidateServing
     links = ()
     inputs = ("version", "decision")
-    untemplated = frozenset({"timeout"})
+    untemplated = frozenset({"timeout", "google"})
     timeout: Any
 
     def __init__(
@@ -55,9 +56,11 @@ class ValidateServingOperator(GateOperator):
         max_latency_ms: float | None = None,
         max_size: str | None = None,
         timeout: timedelta | str = timedelta(minutes=2),
+        google: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         settings = {
+            "google": dict(google) if google else None,
             "version": version,
             "decision": decision,
             "target": target,
@@ -91,12 +94,13 @@ class TrialModelOperator(StageOperator):
     :param performance: where these labels are, with the arguments of `ModelPerformanceSensor`: ``{"labels": ...,
         "key": [...], "target": ..., "min_labels": 200}``.
     :param wait: whether the task stays on its worker while the trial goes on.
+    :param google: the section ``google`` of a declaration, for a target there: ``{"project": ..., "region": ...}``.
     """
 
     stage = stages.Trial
     links = ()
     inputs = ("version", "decision")
-    untemplated = frozenset({"bake", "timeout", "performance"})
+    untemplated = frozenset({"bake", "timeout", "performance", "google"})
     ui_color = "#fef3c7"
     timeout: Any
     target: str
@@ -117,6 +121,7 @@ class TrialModelOperator(StageOperator):
         metric_drop: float | None = None,
         performance: Mapping[str, Any] | None = None,
         wait: bool = False,
+        google: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         settings = {
@@ -133,6 +138,7 @@ class TrialModelOperator(StageOperator):
             "metric_drop": metric_drop,
             "performance": dict(performance) if performance else None,
             "wait": wait,
+            "google": dict(google) if google else None,
         }
         super().__init__(settings=settings, **kwargs)
 
@@ -168,12 +174,13 @@ class DeployModelOperator(StageOperator):
     :param target: where it is served: a name entered in the entry points ``airflow_mlops.deployments``.
     :param tolerance: how far a served number may lie from what training saw, in absolute value or, above 1, as a share.
     :param timeout: how long what serves may take to follow.
+    :param google: the section ``google`` of a declaration, for a target there: ``{"project": ..., "region": ...}``.
     """
 
     stage = stages.Deploy
     links = ()
     inputs = ("champion",)
-    untemplated = frozenset({"timeout"})
+    untemplated = frozenset({"timeout", "google"})
     ui_color = "#dcfce7"
     timeout: Any
 
@@ -184,9 +191,17 @@ class DeployModelOperator(StageOperator):
         target: str = "local",
         tolerance: float = 1e-6,
         timeout: timedelta | str = timedelta(minutes=2),
+        google: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        settings = {"champion": champion, "target": target, "tolerance": tolerance, "timeout": timeout}
+        google = dict(google) if google else None
+        settings = {
+            "champion": champion,
+            "target": target,
+            "tolerance": tolerance,
+            "timeout": timeout,
+            "google": google,
+        }
         super().__init__(settings=settings, **kwargs)
 
 
@@ -200,10 +215,13 @@ class RollbackModelOperator(StageOperator):
     :param reason: why; it goes on record. (templated)
     :param version: the version, which was the champion once. Default: the one before. (templated)
     :param by: who wants it. Default: the user who has triggered the run. (templated)
+    :param google: the section ``google`` of a declaration, where the version is mirrored and served. Default: the one
+        that a run has declared before.
     """
 
     stage = stages.Rollback
     links = (RUN_URL, CARD_URL)
+    untemplated = frozenset({"google"})
     ui_color = "#fee2e2"
     by: str | None
 
@@ -213,12 +231,15 @@ class RollbackModelOperator(StageOperator):
         reason: str,
         version: str | None = None,
         by: str | None = None,
+        google: Mapping[str, Any] | None = None,
         pipeline: str | None = None,
         **kwargs: Any,
     ) -> None:
         if pipeline:
             kwargs.setdefault("outlets", [model_asset(pipeline)])
-        super().__init__(settings={"reason": reason, "version": version, "by": by}, pipeline=pipeline, **kwargs)
+        google = dict(google) if google else None
+        settings = {"reason": reason, "version": version, "by": by, "google": google}
+        super().__init__(settings=settings, pipeline=pipeline, **kwargs)
 
     def make_call(self, context: Context, window: Window | None = None) -> Call:
         """The Call, with who has triggered the run."""

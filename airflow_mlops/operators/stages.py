@@ -485,10 +485,13 @@ class PromoteModelOperator(StageOperator):
     :param gate: the gate that the evidence is put through, with the arguments of `ValidateModelOperator`. Default: the
         one that the verdict names.
     :param needs_approval: whether a person must have approved, by the ledger.
+    :param google: the section ``google`` of a declaration, where the version is mirrored to the Vertex AI Model
+        Registry: ``{"project": ..., "region": ..., "image": ...}``.
     """
 
     stage = stages.Promote
     links = (RUN_URL, CARD_URL)
+    untemplated = frozenset({"google"})
     inputs = ("version", "decision")
     ui_color = "#dcfce7"
 
@@ -499,13 +502,21 @@ class PromoteModelOperator(StageOperator):
         decision: Any,
         gate: Mapping[str, Any] | None = None,
         needs_approval: bool = False,
+        google: Mapping[str, Any] | None = None,
         pipeline: str | None = None,
         **kwargs: Any,
     ) -> None:
         if pipeline:
             kwargs.setdefault("outlets", [model_asset(pipeline)])
         gate = dict(gate) if gate is not None else None
-        settings = {"version": version, "decision": decision, "gate": gate, "needs_approval": needs_approval}
+        google = dict(google) if google is not None else None
+        settings = {
+            "version": version,
+            "decision": decision,
+            "gate": gate,
+            "needs_approval": needs_approval,
+            "google": google,
+        }
         super().__init__(settings=settings, pipeline=pipeline, **kwargs)
 
     def finish(self, context: Context, outcome: Outcome) -> dict[str, Any]:

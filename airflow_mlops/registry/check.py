@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from airflow_mlops.errors import ModelNotFoundError
 from airflow_mlops.registry.ledger import MOVES, Entry, titles
+from airflow_mlops.registry.mirror import Mirror
 from airflow_mlops.registry.models import MODEL_DIGEST_TAG, ModelRegistry
 
 
@@ -18,13 +19,21 @@ class Difference(NamedTuple):
     fix: str
     """What to do about it."""
     repairable: bool = False
-    """Whether `ModelRegistry.project` puts it right."""
+    """Whether `repair` puts it right."""
 
 
-def differences(registry: ModelRegistry) -> list[Difference]:
-    """What differs; empty where the ledger's chain is whole and MLflow follows it."""
+def differences(registry: ModelRegistry, mirror: Mirror | None = None) -> list[Difference]:
+    """What differs; empty where the ledger's chain is whole, and MLflow and the mirror follow it."""
     entries = registry.ledger.entries()
-    return [*_chain(entries), *_aliases(registry), *_versions(registry, entries)]
+    mirrored = [Difference(*each) for each in mirror.differences()] if mirror else []
+    return [*_chain(entries), *_aliases(registry), *_versions(registry, entries), *mirrored]
+
+
+def repair(registry: ModelRegistry, mirror: Mirror | None = None) -> None:
+    """Put right what can be."""
+    registry.project()
+    if mirror is not None:
+        mirror.project()
 
 
 def _chain(entries: Sequence[Entry]) -> Iterator[Difference]:

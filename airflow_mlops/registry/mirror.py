@@ -187,5 +187,3 @@ def _labelled(found: Mirrored, model: str, version: str, digest: str) -> bool:
 
 def _told(found: Mirrored) -> str:
     return f"version {found.version}" if VERSION_LABEL in found.labels else f"its own version {found.id}"
-
-

@@ -2,7 +2,8 @@
 
 The forms are those of MLflow's scoring server: ``dataframe_split``, ``dataframe_records``, ``instances`` (records) and
 ``inputs`` (columns, or records) as JSON, and CSV with a header. An answer is ``{"predictions": [...]}``, with
-``probabilities`` by class where the model gives them; Vertex AI's ``parameters`` may ask for objects instead. Errors have MLflow's form too: ``error_code`` and ``message``.
+``probabilities`` by class where the model gives them; Vertex AI's ``parameters`` may ask for an object a row instead.
+Errors have MLflow's form too: ``error_code`` and ``message``.
 """
 
 from __future__ import annotations
@@ -113,8 +114,10 @@ def read_rows(body: bytes, content_type: str, wanted: Collection[str]) -> Rows:
 def _apart(parameters: Any) -> bool:
     """What the ``parameters`` of a request to Vertex AI ask for."""
     said = parameters or {}
-    if not isinstance(said, dict) or set(said) - {PROBABILITIES} or not isinstance(said.get(PROBABILITIES, False), bool):
-        raise RequestError(f'the model takes no such \'parameters\'; allowed: {{"{PROBABILITIES}": true}}')
+    if not isinstance(said, dict) or not all(
+        key == PROBABILITIES and each in (True, False) for key, each in said.items()
+    ):
+        raise RequestError(f'the model takes no such "parameters"; allowed: {{"{PROBABILITIES}": true}}')
     return bool(said.get(PROBABILITIES))
 
 

@@ -145,7 +145,9 @@ class Scorer:
         for rows in requests:
             part = slice(start, start + rows.number)
             own = {name: values[part] for name, values in chances.items()}
-            bodies.append(answer_body(answers_apart(said[part], own), {}) if rows.apart else answer_body(said[part], own))
+            bodies.append(
+                answer_body(answers_apart(said[part], own), {}) if rows.apart else answer_body(said[part], own)
+            )
             start += rows.number
         return bodies
 
@@ -231,9 +233,7 @@ def main() -> int:
             return 1
         try:
             journal = PredictionLog(place, start.flush) if place else None
-            scorer = Scorer(
-                model, version=start.version, name=ref.model, server=start.server, log=journal, keep=keep
-            )
+            scorer = Scorer(model, version=start.version, name=ref.model, server=start.server, log=journal, keep=keep)
             _send(sink, pack(Ready(bytes=model.size, classifies=facts.task != "regression")))
             _serve(scorer, source, sink)
             if journal:

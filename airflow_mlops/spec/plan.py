@@ -177,7 +177,7 @@ def train_plan(pipeline: Pipeline) -> tuple[Node, ...]:
 def _follow_up(pipeline: Pipeline) -> Iterator[tuple[str, stages.StageParams]]:
     """What comes after the gate, each with the stage that it gets the decision from: a no keeps it to itself."""
     before = stages.ValidateModel.stage
-    promote = stages.Promote(gate=_gate(pipeline), needs_approval=pipeline.approval is not None)
+    promote = stages.Promote(gate=_gate(pipeline), needs_approval=pipeline.approval is not None, google=pipeline.google)
     for params in (_validate_serving(pipeline), _approve(pipeline), _trial(pipeline), promote):
         if params is not None:
             yield before, params
@@ -196,7 +196,7 @@ def _validate_serving(pipeline: Pipeline) -> stages.ValidateServing | None:
     if deploy is None:
         return None
     told = {name: getattr(deploy, name) for name in ("target", "tolerance", "max_latency_ms", "max_size")}
-    return stages.ValidateServing(**told)
+    return stages.ValidateServing(**told, google=pipeline.google)
 
 
 def _trial(pipeline: Pipeline) -> stages.Trial | None:
@@ -214,6 +214,7 @@ def _trial(pipeline: Pipeline) -> stages.Trial | None:
         max_p99_ms=deploy.rollback_on.p99_ms,
         metric_drop=deploy.rollback_on.metric_drop,
         performance=_performance(pipeline) if deploy.rollback_on.metric_drop is not None else None,
+        google=pipeline.google,
     )
 
 
@@ -222,7 +223,10 @@ def _deploy(pipeline: Pipeline) -> tuple[Node, ...]:
     if deploy is None:
         return ()
     return (
-        Node(stages.Deploy(target=deploy.target, tolerance=deploy.tolerance), {"champion": ("promote", "champion")}),
+        Node(
+            stages.Deploy(target=deploy.target, tolerance=deploy.tolerance, google=pipeline.google),
+            {"champion": ("promote", "champion")},
+        ),
     )
 
 

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from airflow_mlops.spec.base import Callable, Duration, Estimator, Names, Section, Size
 from airflow_mlops.spec.data_schema import DataSchema, load_schema
+from airflow_mlops.spec.google import Google
 from airflow_mlops.spec.metrics import Task
 from airflow_mlops.spec.pipeline import DataDrift, PredictionDrift, Pruner, Sampler, Split, VersusChampion
 from airflow_mlops.spec.source import Snapshots, Source, is_windowed
@@ -56,7 +57,8 @@ class StageParams(Section):
     @property
     def google_connections(self) -> tuple[str, ...]:
         """The Airflow connections to Google Cloud that the stage acts by where it runs in Airflow."""
-        return ()
+        google = getattr(self, "google", None)
+        return (google.connection,) if google else ()
 
     @property
     def needs_registry(self) -> bool:
@@ -312,6 +314,8 @@ class ValidateServing(StageParams):
     """How large the model's files may be. Default: any size."""
     timeout: Duration = timedelta(minutes=2)
     """How long the server may take to come up."""
+    google: Google | None = None
+    """The pipeline's section of Google Cloud, for a target there. Default: none."""
 
 
 class Trial(StageParams):
@@ -341,6 +345,8 @@ class Trial(StageParams):
     """Where these labels are, how they are joined, the metric, and how many tell."""
     wait: bool = False
     """Whether the stage waits until the trial is over; else its verdict is ``held`` until then."""
+    google: Google | None = None
+    """The pipeline's section of Google Cloud, for a target there. Default: none."""
 
     def resolved(self, base: str) -> Self:
         """Make the paths of labels and predictions absolute."""
@@ -364,6 +370,8 @@ class Deploy(StageParams):
     """How far a served number may lie from what training saw, in absolute value or, above 1, as a share."""
     timeout: Duration = timedelta(minutes=2)
     """How long what serves may take to follow."""
+    google: Google | None = None
+    """The pipeline's section of Google Cloud, for a target there. Default: none."""
 
 
 class Promote(StageParams):
@@ -375,6 +383,8 @@ class Promote(StageParams):
     """The gate that the verdict's evidence is put through once more. Default: the one that the verdict names."""
     needs_approval: bool = False
     """Whether a person must have approved, by the ledger."""
+    google: Google | None = None
+    """The pipeline's section of Google Cloud, where the version is mirrored. Default: none."""
 
 
 class Rollback(StageParams):
@@ -388,6 +398,8 @@ class Rollback(StageParams):
     """Why; it goes on record."""
     by: str | None = None
     """The person who wants it; None where no person does."""
+    google: Google | None = None
+    """The pipeline's section of Google Cloud. Default: the one that a run has declared before."""
 
     @field_validator("version", mode="before")
     @classmethod

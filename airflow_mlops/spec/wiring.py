@@ -73,6 +73,7 @@ def check(pipeline: Pipeline, family: str | None = None) -> Iterator[Problem]:
             )
     if pipeline.google is not None:
         yield from _check_google(pipeline, pipeline.google)
+    yield from _check_vertex_target(pipeline)
     if pipeline.deploy and pipeline.deploy.rollback_on.metric_drop is not None and not pipeline.monitor.performance:
         yield Problem(
             ("deploy", "rollback_on", "metric_drop"),
@@ -86,6 +87,35 @@ def check(pipeline: Pipeline, family: str | None = None) -> Iterator[Problem]:
                 f"a promotion of {pipeline.name!r} would retrain {pipeline.name!r}, for ever",
                 fix="name another pipeline, or leave the trigger out",
             )
+
+
+def _check_vertex_target(pipeline: Pipeline) -> Iterator[Problem]:
+    """What an endpoint of Vertex AI cannot do, or not without."""
+    deploy, google = pipeline.deploy, pipeline.google
+    if deploy is None or google is None or deploy.target != "vertex":
+        return
+    if google.image is None:
+        yield Problem(
+            ("google",), "what serves on Vertex AI is a container, and no image is declared", fix="image: ..."
+        )
+    if deploy.strategy == "shadow":
+        yield Problem(
+            ("deploy", "strategy"),
+            "Vertex AI sends a request to one deployed model only, so no candidate can stand in the shadow there",
+            allowed="{canary: N}, replace",
+        )
+    if deploy.rollback_on.metric_drop is not None:
+        yield Problem(
+            ("deploy", "rollback_on", "metric_drop"),
+            "a candidate's metric is known by its logged predictions, and on Vertex AI none are logged",
+            allowed="error_rate, p99_ms",
+        )
+    if deploy.rollback_on.disagreement is not None:
+        yield Problem(
+            ("deploy", "rollback_on", "disagreement"),
+            "only a shadow is compared, and Vertex AI has none",
+            allowed="error_rate, p99_ms",
+        )
 
 
 def _check_metrics(pipeline: Pipeline, tasks: tuple[Task, ...]) -> Iterator[Problem]:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, Outcome, Verdict
-from airflow_mlops.deployments import Deployment, Endpoint, await_followed, behind, deployment_of
-from airflow_mlops.errors import DeploymentError, MlopsError, ModelNotFoundError
+from airflow_mlops.deployments import Answer, Deployment, Endpoint, await_followed, behind, deployment_of
+from airflow_mlops.errors import CloudError, DeploymentError, MlopsError, ModelNotFoundError
+from airflow_mlops.registry.mirror import let_follow
 from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.registry.serving import Serving
 from airflow_mlops.spec.stages import Deploy
-from airflow_mlops.stages.golden import GOLDEN, differences, read_golden
+from airflow_mlops.stages.golden import GOLDEN, Golden, differences, read_golden
 from airflow_mlops.stages.model_io import download, read_facts
 from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.register import version_of
 
 log = logging.getLogger(__name__)
+
+_LOOK = 0.5
 
 
 def run(call: Call, params: Deploy, store: Store) -> Outcome:
@@ -35,20 +39,29 @@ def run(call: Call, params: Deploy, store: Store) -> Outcome:
     ref = call.input("champion")
     version = version_of(ref)
     registry = ModelRegistry.of(call, store)
-    target = deployment_of(params.target)
-    target.follow(registry.ref, store)
+    target = deployment_of(params.target, {"google": params.google})
+    problems: list[str] = []
+    try:
+        target.follow(registry.ref, store)
+    except (CloudError, DeploymentError) as error:
+        if error.retryable:
+            raise
+        problems.append(str(error))
     info: dict[str, str | None] = {"version": version}
     if registry.ledger.champion() != version:
         reason = f"version {version} is the champion no more: nothing is deployed"
         return outcome_of(call, verdict=Verdict(status="warn", reasons=(reason,)), info=info)
+    if problems:
+        raise _taken_back(call, params, registry, target, store, version, problems)
     servers = await_followed(target, registry.ref, store, version, params.timeout.total_seconds())
     if not servers:
         reason = f"nothing serves {registry.ref.model!r} now; airflow-mlops serve {registry.ref.model} starts a server"
         return outcome_of(call, verdict=Verdict(status="warn", reasons=(reason,)), info=info)
-    problems = [f"{each.url}: {behind(each, version)}" for each in servers if behind(each, version)]
-    problems += _asked(params, registry, version, [each for each in servers if not behind(each, version)])
+    problems += [f"{each.url}: {behind(each, version)}" for each in servers if behind(each, version)]
+    followed = [each for each in servers if not behind(each, version)]
+    problems += _asked(params, registry, target, store, version, followed)
     if problems:
-        raise _taken_back(call, registry, target, store, version, problems)
+        raise _taken_back(call, params, registry, target, store, version, problems)
     urls = ", ".join(each.url for each in servers)
     reason = f"version {version} is served by {len(servers)} of {len(servers)}: {urls}"
     registry.ledger.record(
@@ -61,10 +74,14 @@ def run(call: Call, params: Deploy, store: Store) -> Outcome:
         target=params.target,
         window=call.window.key if call.window else None,
     )
+    # Seen to serve: what was kept to fall back on may go.
+    target.follow(registry.ref, store)
     return outcome_of(call, verdict=Verdict(reasons=(reason,)), metrics={"servers": float(len(servers))}, info=info)
 
 
-def _asked(params: Deploy, registry: ModelRegistry, version: str, servers: Sequence[Serving]) -> list[str]:
+def _asked(
+    params: Deploy, registry: ModelRegistry, target: Deployment, store: Store, version: str, servers: Sequence[Serving]
+) -> list[str]:
     """What servers answer to golden rows otherwise than training saw, in words."""
     run_id = registry.api.version(registry.ref.model, version).run_id
     with tempfile.TemporaryDirectory() as folder, pointed_at(registry.ref.uri):
@@ -77,8 +94,8 @@ def _asked(params: Deploy, registry: ModelRegistry, version: str, servers: Seque
     problems = []
     for server in servers:
         try:
-            with Endpoint(server.url) as endpoint:
-                answer = endpoint.ask(golden.columns, golden.rows, probe=True)
+            with target.connect(registry.ref, store, server) as endpoint:
+                answer = _answer(endpoint, golden, version, params.timeout.total_seconds())
         except MlopsError as error:
             problems.append(error.what)
             continue
@@ -89,8 +106,24 @@ def _asked(params: Deploy, registry: ModelRegistry, version: str, servers: Seque
     return problems
 
 
+def _answer(endpoint: Endpoint, golden: Golden, version: str, seconds: float) -> Answer:
+    """What an endpoint says of golden rows; where traffic is on its way to the version still, as soon as it says it."""
+    until = time.monotonic() + seconds
+    while True:
+        answer = endpoint.ask(golden.columns, golden.rows, probe=True)
+        if answer.version in ("", version) or time.monotonic() > until:
+            return answer
+        time.sleep(_LOOK)
+
+
 def _taken_back(
-    call: Call, registry: ModelRegistry, target: Deployment, store: Store, version: str, problems: list[str]
+    call: Call,
+    params: Deploy,
+    registry: ModelRegistry,
+    target: Deployment,
+    store: Store,
+    version: str,
+    problems: list[str],
 ) -> DeploymentError:
     """Put the champion before back, if this run has made the new one; the error tells."""
     why = f"version {version} is not served as it should be: {'; '.join(problems)}"
@@ -100,7 +133,11 @@ def _taken_back(
             why, fix=f"airflow-mlops rollback {registry.ref.model} --reason TEXT, or mend the servers"
         )
     entry = registry.roll_back(reason=why, run=call.run)
-    target.follow(registry.ref, store)
+    let_follow(registry, store, params.google)
+    try:
+        target.follow(registry.ref, store)
+    except (CloudError, DeploymentError) as error:
+        why += f"; and what serves does not follow back yet: {error.what}"
     return DeploymentError(
         f"{why}; version {entry.version} is the champion again", fix="train anew when the cause is found"
     )

@@ -12,6 +12,7 @@ from typing import Any
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, Verdict
 from airflow_mlops.errors import GateError
+from airflow_mlops.registry.mirror import let_follow
 from airflow_mlops.registry.models import CARD_TAG, ModelRegistry
 from airflow_mlops.registry.requests import Requests
 from airflow_mlops.spec.stages import Promote, ValidateModel
@@ -76,10 +77,11 @@ def run(call: Call, params: Promote, store: Store) -> Outcome:
         reason += f", after {entry.champion_before}" if entry.champion_before else ""
         note = "was promoted"
     requests.settle(call.run, f"version {version} {note}")
+    behind = let_follow(registry, store, params.google)
     return outcome_of(
         call,
         outputs={"champion": ArtifactRef(uri=ref.uri, digest=ref.digest, kind="model_version")},
-        verdict=Verdict(reasons=(reason,)),
+        verdict=Verdict(status="warn" if behind else "ok", reasons=(reason, *([behind] if behind else ()))),
         info={**info, "run_id": run_id, "mlflow_url": registry.run_url(run_id)},
     )
 

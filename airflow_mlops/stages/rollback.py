@@ -11,7 +11,9 @@ from typing import NamedTuple
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, Verdict
 from airflow_mlops.deployments import await_followed, behind, deployment_of
+from airflow_mlops.errors import CloudError, DeploymentError
 from airflow_mlops.registry.ledger import Entry
+from airflow_mlops.registry.mirror import let_follow
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.spec.stages import Rollback
 from airflow_mlops.stages.outcome import outcome_of
@@ -43,15 +45,15 @@ def run(call: Call, params: Rollback, store: Store) -> Outcome:
         registry.api.tag_version(model, entry.champion_before, {ROLLED_BACK_TAG: "; ".join(entry.reasons)})
     run_id = registry.api.version(model, version).run_id
     reason = f"version {version} is the champion again, after {entry.champion_before}: {'; '.join(entry.reasons)}"
-    served = _served(call, registry, store, entry)
+    unmirrored = let_follow(registry, store, params.google)
+    served = _served(call, params, registry, store, entry)
+    told = (*([unmirrored] if unmirrored else ()), *(served.told if served else ()))
     return outcome_of(
         call,
         outputs={
             "champion": ArtifactRef(uri=f"models:/{model}/{version}", digest=entry.model or "", kind="model_version")
         },
-        verdict=Verdict(
-            status="warn" if served and served.late else "ok", reasons=(reason, *(served.told if served else ()))
-        ),
+        verdict=Verdict(status="warn" if unmirrored or (served and served.late) else "ok", reasons=(reason, *told)),
         info={
             "version": version,
             "champion_before": entry.champion_before,
@@ -62,14 +64,18 @@ def run(call: Call, params: Rollback, store: Store) -> Outcome:
     )
 
 
-def _served(call: Call, registry: ModelRegistry, store: Store, entry: Entry) -> _Served | None:
+def _served(call: Call, params: Rollback, registry: ModelRegistry, store: Store, entry: Entry) -> _Served | None:
     """Wait for what serves to follow, and write that down; None where nothing serves, or the champion has moved on."""
     if registry.ledger.champion() != entry.version:
         return None
     known = (each.target for each in reversed(registry.ledger.entries()) if each.target)
     name = next(known, "local")
-    target = deployment_of(name)
-    target.follow(registry.ref, store)
+    target = deployment_of(name, {"google": params.google})
+    try:
+        target.follow(registry.ref, store)
+    except (CloudError, DeploymentError) as error:
+        # The ledger has decided; whoever looks next goes on from here.
+        return _Served((f"what serves on {name!r} does not follow yet: {error}",), True)
     servers = await_followed(target, registry.ref, store, entry.version, _SECONDS)
     if not servers:
         return None
@@ -86,4 +92,5 @@ def _served(call: Call, registry: ModelRegistry, store: Store, entry: Entry) -> 
             target=name,
             window=entry.window,
         )
+        target.follow(registry.ref, store)
     return _Served((told, *late), bool(late))

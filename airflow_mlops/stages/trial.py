@@ -56,8 +56,12 @@ def run(call: Call, params: Trial, store: Store) -> Outcome:
     withdrawn = earlier(registry, ("withdrawal",), call, version, gate.digest)
     if withdrawn is not None:
         raise _failed(version, withdrawn.reasons)
-    target = deployment_of(params.target)
-    if earlier(registry, ("trial",), call, version, gate.digest) is None and not target.live(registry.ref, store):
+    target = deployment_of(params.target, {"google": params.google})
+    begun = earlier(registry, ("trial",), call, version, gate.digest)
+    if begun is None:
+        # A target that somebody has to make do may have to be made do first.
+        target.follow(registry.ref, store)
+    if begun is None and not target.live(registry.ref, store):
         raise DeploymentError(
             f"nothing serves {registry.ref.model!r}, so no candidate can stand a trial",
             fix=f"airflow-mlops serve {registry.ref.model}, or deploy: {{strategy: replace}}",

@@ -86,7 +86,7 @@ def _try(
     regression: bool,
 ) -> tuple[tuple[str, ...], dict[str, float]]:
     """What is wrong with the version where it is served, in words, and what was measured."""
-    target = deployment_of(params.target)
+    target = deployment_of(params.target, {"google": params.google})
     try:
         with target.open(registry.ref, store, version, digest, seconds=params.timeout.total_seconds()) as endpoint:
             answer = endpoint.ask(golden.columns, golden.rows)

@@ -66,6 +66,7 @@ class TrialTrigger(BaseTrigger):
 
     def _look(self) -> Standing:
         rules = Trial.model_validate(self.params)
+        target = deployment_of(rules.target, {"google": rules.google})
         with google_credentials(*rules.google_connections):
-            servers = deployment_of(rules.target).live(RegistryRef.model_validate(self.registry), Store(self.store))
+            servers = target.live(RegistryRef.model_validate(self.registry), Store(self.store))
         return standing(rules, servers, self.version, datetime.fromisoformat(self.since), datetime.now(UTC))
