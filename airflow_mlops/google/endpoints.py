@@ -190,7 +190,7 @@ class Endpoints:
             labels.get("deployed_model_id"): float(value)
             for labels, value in self._series("prediction_latencies", since, "REDUCE_PERCENTILE_99")
         }
-        return {each: Counts(*count, slow.get(each)) for each, count in told.items()}
+        return {each: Counts(count[0], count[1], slow.get(each)) for each, count in told.items()}
 
     def _series(self, metric: str, since: datetime, reducer: str, *by: str) -> list[tuple[dict[str, str], float]]:
         """Values of a metric since a time, one for each deployed id and what else is asked for."""

@@ -113,10 +113,8 @@ def read_rows(body: bytes, content_type: str, wanted: Collection[str]) -> Rows:
 
 def _apart(parameters: Any) -> bool:
     """What the ``parameters`` of a request to Vertex AI ask for."""
-    said = parameters or {}
-    if not isinstance(said, dict) or not all(
-        key == PROBABILITIES and each in (True, False) for key, each in said.items()
-    ):
+    said = {} if parameters is None else parameters
+    if said not in ({}, {PROBABILITIES: True}, {PROBABILITIES: False}):
         raise RequestError(f'the model takes no such "parameters"; allowed: {{"{PROBABILITIES}": true}}')
     return bool(said.get(PROBABILITIES))
 

@@ -145,9 +145,8 @@ class Scorer:
         for rows in requests:
             part = slice(start, start + rows.number)
             own = {name: values[part] for name, values in chances.items()}
-            bodies.append(
-                answer_body(answers_apart(said[part], own), {}) if rows.apart else answer_body(said[part], own)
-            )
+            found, beside = (answers_apart(said[part], own), {}) if rows.apart else (said[part], own)
+            bodies.append(answer_body(found, beside))
             start += rows.number
         return bodies
 
