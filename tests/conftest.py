@@ -28,6 +28,7 @@ pytest_plugins = [
     "tests.running",
     "tests.loopback.gcs",
     "tests.loopback.jobs",
+    "tests.loopback.vertex_models",
 ]
 
 QUIET = {

@@ -174,7 +174,9 @@ class _VertexEndpoint(Endpoint):
     def _send(self, body: str, headers: Mapping[str, str]) -> tuple[int, Mapping[str, str], bytes]:
         wanted = {name: value for name, value in headers.items() if name in ("Content-Type", PROBE_HEADER)}
         try:
-            response = self._rest.send("POST", f"v1/{self._name}:rawPredict", data=body.encode(), headers=wanted)
+            response = self._rest.send(
+                "POST", f"v1/{self._name}:rawPredict", again=False, data=body.encode(), headers=wanted
+            )
         except CloudError as error:
             raise DeploymentError(f"{self.url}: {error.what}", fix=error.fix) from error
         said = response.headers

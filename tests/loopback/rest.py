@@ -55,6 +55,14 @@ _OF_EVERY_API = frozenset({"alt", "fields", "prettyPrint", "$alt", "$fields"})
 """Parameters that Google's front end understands for every service."""
 
 
+class Reply(dict[str, Any]):
+    """An answer with headers of its own, or another status code."""
+
+    def __init__(self, body: Any, code: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(body)
+        self.code, self.headers = code, dict(headers or {})
+
+
 class _Fault:
     def __init__(self, method: str, path: str, times: int, status: str | None, message: str, *, lost: bool) -> None:
         self.method, self.path, self.times = method, re.compile(path), times
@@ -208,7 +216,7 @@ def _message(its: _Route, match: re.Match[str], asked: Asked) -> Any:
 
 def _as_json(answer: Any) -> Any:
     if answer is None or isinstance(answer, (dict, list)):
-        return answer or {}
+        return {} if answer is None else answer
     return MessageToDict(type(answer).pb(answer) if hasattr(type(answer), "pb") else answer)
 
 
@@ -226,7 +234,11 @@ class _Handler(BaseHTTPRequestHandler):
             body = json.loads(text) if text else None
         except ValueError:
             body = {"this is no JSON": ""}
-        query = dict(parse_qsl(parts.query, keep_blank_values=True))
+        query: dict[str, Any] = {}
+        for name, text_ in parse_qsl(parts.query, keep_blank_values=True):
+            # What is given several times is a list.
+            query.setdefault(name, []).append(text_)
+        query = {name: each[0] if len(each) == 1 else each for name, each in query.items()}
         asked = Asked(self.command, parts.path.lstrip("/"), query, body, self.headers.get("Authorization"))
         try:
             code, value, lost = self.stand_in.answer(asked)
@@ -237,7 +249,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
             return
         answer = json.dumps(value).encode()
-        self.send_response(code)
+        self.send_response(getattr(value, "code", code))
+        for name, text_ in getattr(value, "headers", {}).items():
+            self.send_header(name, text_)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
