@@ -29,6 +29,7 @@ pytest_plugins = [
     "tests.loopback.gcs",
     "tests.loopback.jobs",
     "tests.loopback.vertex_models",
+    "tests.loopback.pubsub",
 ]
 
 QUIET = {

@@ -72,8 +72,7 @@ def windows_of(source: str, grain: Grain) -> list[Window]:
         fs, path = url_to_fs(source)
         fs.invalidate_cache()
         path = path.rstrip("/")
-        pattern = re.escape(path).replace(r"\{window\}", f"(?P<key>{key_pattern(grain)})", 1)
-        pattern = pattern.replace(r"\{window\}", "(?P=key)").replace(r"\*", "[^/]*")
+        pattern = _pattern(path, grain)
         found = (re.fullmatch(pattern, name.rstrip("/")) for name in fs.glob(path.replace("{window}", "*")))
         keys = {match["key"] for match in found if match}
     windows = []
@@ -81,6 +80,30 @@ def windows_of(source: str, grain: Grain) -> list[Window]:
         with suppress(DataNotFoundError):  # a name such as 2013-13, which only looks like a month
             windows.append(parse_key(grain, key))
     return sorted(windows)
+
+
+def _pattern(path: str, grain: Grain) -> str:
+    pattern = re.escape(path).replace(r"\{window\}", f"(?P<key>{key_pattern(grain)})", 1)
+    return pattern.replace(r"\{window\}", "(?P=key)").replace(r"\*", "[^/]*")
+
+
+def window_of_file(source: str, file: str, grain: Grain | None) -> Window | None:
+    """The window that a file of a source belongs to, by names alone: nothing is looked for.
+
+    Args:
+        source: the source, as a whole URI.
+        file: the file's URI.
+        grain: what ``{window}`` steps by. None: the source has no windows, and so none is given.
+
+    Raises:
+        DataNotFoundError: when it is no file of the source.
+    """
+    path = source.rstrip("/")
+    below = "" if _DATA_FILE.search(path) else "(?:/.*)?"
+    found = re.fullmatch(f"{_pattern(path, grain or 'day')}(?P<below>{below})", file)
+    if found is None or any(part[:1] in ("_", ".") for part in found["below"].split("/")):
+        raise DataNotFoundError(f"{file} is no file of {source}")
+    return parse_key(grain, found["key"]) if grain and "{window}" in path else None
 
 
 def stamp_of(source: str, window: Window | None) -> str | None:

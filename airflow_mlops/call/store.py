@@ -313,6 +313,12 @@ class Store:
             with suppress(FileNotFoundError):
                 fs.rm_file(path)
 
+    def remove(self, *parts: str) -> None:
+        """Remove the file in a named place; nothing happens where there is none."""
+        uri = self.uri(*parts)
+        with reaching(uri), suppress(FileNotFoundError):
+            self.fs.rm_file("/".join((self.path, *parts)))
+
     def read_outcome(self, call: Call) -> Outcome | None:
         """What an earlier try of this very Call came to, or None."""
         value = self.read_json("outcomes", f"{call.identity}.json")

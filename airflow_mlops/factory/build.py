@@ -7,12 +7,14 @@ from functools import reduce
 from operator import or_
 from typing import Any
 
-from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, CronTriggerTimetable, Param
+from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, AssetWatcher, CronTriggerTimetable, Param
 
 from airflow_mlops.operators import deployment
 from airflow_mlops.operators import stages as operators
 from airflow_mlops.operators.approval import ApproveModelOperator, ApproveRetrainingOperator
-from airflow_mlops.operators.assets import model_asset, retrain_asset, suggestion_asset
+from airflow_mlops.operators.assets import messages_asset, model_asset, retrain_asset, suggestion_asset
+from airflow_mlops.operators.publish import publishing
+from airflow_mlops.operators.retraining import listener_of
 from airflow_mlops.operators.start import StartRunOperator
 from airflow_mlops.sensors import DataDriftSensor, ModelPerformanceSensor, PredictionDriftSensor
 from airflow_mlops.spec import (
@@ -26,6 +28,7 @@ from airflow_mlops.spec import (
 from airflow_mlops.spec.pipeline import ModelTrigger, Pipeline
 from airflow_mlops.spec.plan import Node, callables_of, carried_by
 from airflow_mlops.spec.stages import StageParams
+from airflow_mlops.triggers import PubsubTrigger
 
 _OPERATORS: dict[str, type[Any]] = {
     operator.stage.stage: operator
@@ -101,8 +104,14 @@ def _dag(pipeline: Pipeline, what: str, schedule: Any, doc: str, params: dict[st
             "owner": pipeline.owner,
             "retries": pipeline.retries,
             "retry_delay": pipeline.retry_delay,
+            **_publishing(pipeline),
         },
     )
+
+
+def _publishing(pipeline: Pipeline) -> dict[str, Any]:
+    google = pipeline.google
+    return publishing(google.topic_name, google.connection, pipeline.name) if google else {}
 
 
 def _window(pipeline: Pipeline) -> dict[str, Param]:
@@ -162,6 +171,7 @@ def _add_tasks(dag: DAG, pipeline: Pipeline, base: str, plan: tuple[Node, ...], 
         grain=extract.grain,
         callables=callables_of(plan, base),
         upstream_models=_upstream(pipeline),
+        subscriptions=pipeline.subscriptions,
         retrain=_policy(pipeline),
         answers_requests=answers_requests,
         isolated=pipeline.runtime is not None,
@@ -200,6 +210,21 @@ def _upstream(pipeline: Pipeline) -> list[str]:
     return [each.model for each in pipeline.retrain.triggers if isinstance(each, ModelTrigger)]
 
 
+def _asking(pipeline: Pipeline) -> list[Asset]:
+    """What asks for a retraining from outside: other pipelines' models, and messages."""
+    assets = [model_asset(name) for name in _upstream(pipeline)]
+    if pipeline.subscriptions:
+        data = pipeline.data.model_dump()
+        listener = listener_of(pipeline.name, data["source"], pipeline.data.time, pipeline.grain).model_dump()
+        connection = {"connection": pipeline.google.connection} if pipeline.google else {}
+        watchers = [
+            AssetWatcher(name=each, trigger=PubsubTrigger(each, **listener, **connection))
+            for each in pipeline.subscriptions
+        ]
+        assets.append(messages_asset(pipeline.name, watchers))
+    return assets
+
+
 def _policy(pipeline: Pipeline) -> dict[str, Any]:
     """The retrain policy, as operators take it."""
     return pipeline.retrain.model_dump(mode="json")
@@ -213,7 +238,7 @@ def _any_of(assets: list[Asset]) -> Any:
 def _train_dag(pipeline: Pipeline, base: str) -> DAG:
     assets = [retrain_asset(pipeline.name)] if pipeline.retrain.triggers else []
     if pipeline.retrain.mode != "suggest":
-        assets += [model_asset(name) for name in _upstream(pipeline)]
+        assets += _asking(pipeline)
     schedule = _any_of(assets)
     if pipeline.schedule:
         timetable = _cron(pipeline.schedule)
@@ -226,8 +251,7 @@ def _train_dag(pipeline: Pipeline, base: str) -> DAG:
 
 def _retrain_dag(pipeline: Pipeline) -> DAG:
     """A DAG of its own, so that a question that waits holds up neither monitoring nor trainings."""
-    upstream = [model_asset(name) for name in _upstream(pipeline)]
-    dag = _dag(pipeline, "retrain", _any_of([suggestion_asset(pipeline.name), *upstream]), "Retraining")
+    dag = _dag(pipeline, "retrain", _any_of([suggestion_asset(pipeline.name), *_asking(pipeline)]), "Retraining")
     ApproveRetrainingOperator(
         task_id="approve",
         dag=dag,
@@ -239,6 +263,8 @@ def _retrain_dag(pipeline: Pipeline) -> DAG:
         estimator=pipeline.train.estimator or pipeline.train.function,
         upstream_models=_upstream(pipeline),
         store=_store(pipeline),
+        subscriptions=pipeline.subscriptions,
+        time=pipeline.data.time,
     )
     return dag
 

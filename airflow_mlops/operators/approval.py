@@ -15,7 +15,7 @@ from airflow_mlops.call.store import Store
 from airflow_mlops.hooks.mlflow import MlflowHook, store_root
 from airflow_mlops.operators.assets import retrain_alias, retrain_asset
 from airflow_mlops.operators.base import StageTask, is_active_run, run_key
-from airflow_mlops.operators.retraining import policy_of, promotions, ring, tell
+from airflow_mlops.operators.retraining import listener_of, policy_of, promotions, received, ring, tell
 from airflow_mlops.operators.retry import MlopsRetryPolicy
 from airflow_mlops.registry.requests import Requests
 from airflow_mlops.spec import stages
@@ -45,6 +45,8 @@ class ApproveRetrainingOperator(ApprovalOperator):
     :param windows: how many windows a training would read.
     :param estimator: what it would fit.
     :param upstream_models: pipelines whose promotions are suggestions too.
+    :param subscriptions: subscriptions of Pub/Sub whose messages are, as in `StartRunOperator`.
+    :param time: the time column, with which a database comes in windows.
     :param store: the artifact store's root. Default: ``[airflow_mlops] store``.
     """
 
@@ -60,6 +62,8 @@ class ApproveRetrainingOperator(ApprovalOperator):
         windows: int = 1,
         estimator: str | None = None,
         upstream_models: Sequence[str] = (),
+        subscriptions: Sequence[str] = (),
+        time: str | None = None,
         store: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -78,6 +82,7 @@ class ApproveRetrainingOperator(ApprovalOperator):
         )
         self.pipeline, self.source, self.grain, self.windows = pipeline, source, grain, windows
         self.estimator, self.upstream_models, self.store = estimator, list(upstream_models), store
+        self.subscriptions, self.time = list(subscriptions), time
 
     def execute(self, context: Context) -> Any:
         """Put the question, if there is one; a try that follows an answer asks no more."""
@@ -87,10 +92,12 @@ class ApproveRetrainingOperator(ApprovalOperator):
         def is_active(other: str) -> bool:
             return is_active_run(context, other)
 
-        wishes = promotions(context, self.pipeline, self.upstream_models)
-        standing = requests.standing(*wishes)
-        for wish in wishes:
-            tell(requests.ask(wish, self.policy, standing))
+        listener = listener_of(self.pipeline, self.source, self.time, self.grain)
+        with received(requests, self.subscriptions, listener) as messages:
+            wishes = [*promotions(context, self.pipeline, self.upstream_models), *messages]
+            standing = requests.standing(*wishes)
+            for wish in wishes:
+                tell(requests.ask(wish, self.policy, standing))
         requests.review(self.policy, standing, is_active)
         mine = requests.put(run, is_active)
         approved = [each for each in mine if each.state == "started"]

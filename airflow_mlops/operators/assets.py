@@ -6,7 +6,9 @@ handlers of every provider, which loads Google's clients and costs three CPU sec
 
 from __future__ import annotations
 
-from airflow.sdk import Asset, AssetAlias
+from collections.abc import Sequence
+
+from airflow.sdk import Asset, AssetAlias, AssetWatcher
 
 
 def retrain_asset(pipeline: str) -> Asset:
@@ -27,6 +29,17 @@ def retrain_alias(pipeline: str) -> AssetAlias:
 def model_asset(pipeline: str) -> Asset:
     """Updated when a version is promoted."""
     return Asset(name=f"{pipeline}.model", uri=f"x-mlops://{pipeline}/model", group="mlops")
+
+
+def messages_asset(pipeline: str, watchers: Sequence[AssetWatcher] = ()) -> Asset:
+    """Updated when a message asks for a retraining.
+
+    Nothing else is an inlet, an outlet or a schedule by it: a DAG file that named it without its watchers would take
+    them away.
+    """
+    return Asset(
+        name=f"{pipeline}.messages", uri=f"x-mlops://{pipeline}/messages", group="mlops", watchers=list(watchers)
+    )
 
 
 def predictions_asset(pipeline: str) -> Asset:

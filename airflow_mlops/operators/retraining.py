@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -11,11 +12,17 @@ from pydantic import ValidationError
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Outcome
 from airflow_mlops.errors import DeclarationError
+from airflow_mlops.hooks.mlflow import store_root
 from airflow_mlops.operators.assets import retrain_asset, suggestion_asset
 from airflow_mlops.operators.base import is_active_run
+from airflow_mlops.registry.ledger import Ledger
+from airflow_mlops.registry.messages import Inbox, Listener, meant
+from airflow_mlops.registry.messages import request_of as request_of_message
 from airflow_mlops.registry.policy import Recorded
 from airflow_mlops.registry.requests import Request, Requests
 from airflow_mlops.spec.pipeline import Retrain
+from airflow_mlops.spec.source import is_windowed, source_from
+from airflow_mlops.spec.window import Grain
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -103,3 +110,39 @@ def promotions(context: Context, pipeline: str, upstream_models: Collection[str]
             reason = f"{other} has promoted version {version}"
             found.append(Request(model=pipeline, champion=f"{other}@{version}", reason=reason, trigger="model"))
     return found
+
+
+def listener_of(model: str, source: str | Mapping[str, Any] | None, time: str | None, grain: Grain) -> Listener:
+    """What has to be known of a pipeline to say which messages are for it."""
+    windowed = source is not None and is_windowed(source_from(source), time)
+    return Listener(model=model, grain=grain if windowed else None, source=source if isinstance(source, str) else None)
+
+
+@contextmanager
+def received(requests: Requests, subscriptions: Sequence[str], listener: Listener) -> Iterator[list[Request]]:
+    """What messages ask of a pipeline, as requests; when they were asked, they are read no more.
+
+    Reading them again asks for the same requests. What cannot be done is told in the log.
+
+    Args:
+        requests: the pipeline's.
+        subscriptions: ``projects/P/subscriptions/S``, each.
+        listener: the pipeline.
+    """
+    champion = Ledger(requests.store, requests.model).champion() if subscriptions else None
+    wishes, read = [], []
+    for name in subscriptions:
+        inbox = Inbox(Store(store_root()), name)
+        position = inbox.position(listener.model)
+        newest = inbox.load(position)
+        for _, message in inbox.known(position):
+            asked = meant(message, listener)
+            if asked and asked.problem:
+                log.warning("message %s of %s is set aside: %s", message.id, name, asked.problem)
+            elif asked:
+                wishes.append(request_of_message(message, name, asked, listener.model, champion))
+        read.append((inbox, position, newest))
+    yield wishes
+    for inbox, position, newest in read:
+        if newest > position:
+            inbox.advance(listener, newest)

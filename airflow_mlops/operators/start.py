@@ -13,7 +13,7 @@ from airflow_mlops.call.code import snapshot
 from airflow_mlops.call.store import Store
 from airflow_mlops.hooks.mlflow import store_root
 from airflow_mlops.operators.base import is_active_run, run_key
-from airflow_mlops.operators.retraining import policy_of, promotions, tell
+from airflow_mlops.operators.retraining import listener_of, policy_of, promotions, received, tell
 from airflow_mlops.operators.retry import MlopsRetryPolicy
 from airflow_mlops.operators.window import chosen_window, is_backfill, window_of_run
 from airflow_mlops.registry.requests import Request, Requests
@@ -33,6 +33,7 @@ class StartRunOperator(BaseOperator):
     request that is pending is claimed, whatever the policy holds; but a run that an event started is skipped where none
     may start: it is surplus.
     The run's window is the newest one asked for, and its own where nobody asks or a schedule's is newer.
+    Messages of Pub/Sub that are for the pipeline are read from the store, and become requests first.
     A backfill claims none, and a run whose window was chosen none that asks for a newer one.
 
     :param pipeline: the pipeline's name. Default: the DAG's id.
@@ -43,6 +44,8 @@ class StartRunOperator(BaseOperator):
     :param grain: the calendar piece that the windows step by.
     :param callables: the user's functions, whose packages are kept as the run's code.
     :param upstream_models: pipelines whose promotions ask for a retraining.
+    :param subscriptions: subscriptions of Pub/Sub whose messages ask for one, as ``projects/P/subscriptions/S``; what
+        is received is kept by `airflow_mlops.triggers.PubsubTrigger`.
     :param retrain: the policy that their requests are held against, with the keys of the declaration's ``retrain``.
         Default: each promotion starts a training.
     :param answers_requests: whether the run trains, and so answers retrain requests.
@@ -64,6 +67,7 @@ class StartRunOperator(BaseOperator):
         grain: Grain = "day",
         callables: Sequence[str] = (),
         upstream_models: Sequence[str] = (),
+        subscriptions: Sequence[str] = (),
         retrain: Mapping[str, Any] | None = None,
         answers_requests: bool = True,
         isolated: bool = False,
@@ -76,6 +80,7 @@ class StartRunOperator(BaseOperator):
         self.pipeline, self.source, self.grain = pipeline, source, grain
         self.time, self.settle = time, settle
         self.callables, self.upstream_models = list(callables), list(upstream_models)
+        self.subscriptions = list(subscriptions)
         self.retrain = dict(retrain) if retrain is not None else None
         self.answers_requests, self.isolated, self.store, self.base = answers_requests, isolated, store, base
 
@@ -114,16 +119,19 @@ class StartRunOperator(BaseOperator):
             return is_active_run(context, run)
 
         rung = context["dag_run"].run_type == "asset_triggered"
-        wishes = promotions(context, requests.model, self.upstream_models)
-        if self.retrain is None:
-            for wish in wishes:
-                requests.open(wish)
-        elif rung:
-            policy = policy_of(self.retrain, f"{type(self).__name__} {requests.model!r}")
-            standing = requests.standing(*wishes)
-            for wish in wishes:
-                tell(requests.ask(wish, policy, standing))
-            requests.review(policy, standing, is_active)
+        listener = listener_of(requests.model, self.source, self.time, self.grain)
+        with received(requests, self.subscriptions, listener) as messages:
+            wishes = [*promotions(context, requests.model, self.upstream_models), *messages]
+            if self.retrain is None:
+                for wish in wishes:
+                    requests.open(wish)
+            elif rung or wishes:
+                policy = policy_of(self.retrain, f"{type(self).__name__} {requests.model!r}")
+                standing = requests.standing(*wishes)
+                for wish in wishes:
+                    tell(requests.ask(wish, policy, standing))
+                if rung:
+                    requests.review(policy, standing, is_active)
         claimed = requests.claim(run_key(context), is_active, chosen, rung=rung)
         if rung and not claimed:
             raise AirflowSkipException(

@@ -41,15 +41,19 @@ class Request(BaseModel):
     reason: str
     """Why, in plain words."""
     trigger: str
-    """What kind of reason: ``drift``, ``performance``, ``skew`` or ``model``."""
+    """What kind of reason: ``drift``, ``performance``, ``skew``, ``model`` or ``pubsub``."""
     window: Window | None = None
     """The window that training should end with."""
     evidence: str | None = None
     """Where to look: the link or URI of the verdict."""
+    message: str | None = None
+    """Of ``pubsub``: the subscription and the message's id, by which the wish is told from others."""
 
     @property
     def id(self) -> str:
         """The same for the same wish, whoever asks and however often."""
+        if self.message:
+            return digest_of([self.model, self.message])[7:27]
         return digest_of([self.model, self.champion, self.trigger, self.window.key if self.window else None])[7:27]
 
 
@@ -153,9 +157,10 @@ def fold(entries: Iterable[Mapping[str, Any]]) -> dict[str, Recorded]:
 def moot(request: Request, standing: Standing) -> str | None:
     """Why the reason of a request is none any more, or None while it holds.
 
-    A promotion of another model's stays one; any other reason is about the champion, and about the newest word on it.
+    A promotion of another model's stays one, and so does a message; any other reason is about the champion, and about
+    the newest word on it.
     """
-    if request.trigger == "model":
+    if request.trigger in ("model", "pubsub"):
         return None
     if request.champion is not None and standing.champion not in (None, request.champion):
         return f"it was about champion {request.champion}, and version {standing.champion} serves now"

@@ -13,6 +13,11 @@ VERTEX = "vertex"
 """The backend and the deployment target that are Vertex AI."""
 JOBS = ("extract", "validate_data", "prepare", "tune", "train", "evaluate", "batch_predict")
 """The stages that may run as jobs; monitoring and the registry stay in the worker."""
+SUBSCRIPTION = r"^(projects/[a-z][a-z0-9.:-]{4,62}/subscriptions/)?[A-Za-z][A-Za-z0-9._~+%-]{2,254}$"
+"""A subscription of Pub/Sub: its id, or its whole name."""
+TOPIC = SUBSCRIPTION.replace("subscriptions", "topics")
+"""A topic of Pub/Sub: its id, or its whole name."""
+
 Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]{0,63}$")]
 """The value of a label, in the form that Google Cloud takes."""
 
@@ -68,6 +73,15 @@ class Google(Section):
     labels: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,62}$")], Label] = {}
     """Labels of everything that is made, for bills."""
 
+    topic: str | None = Field(None, pattern=TOPIC, examples=["model-events"])
+    """The Pub/Sub topic that hears of retrain requests and of every entry of the ledger: an id in ``project``, or
+    ``projects/P/topics/T``. Default: none."""
+
+    @property
+    def topic_name(self) -> str | None:
+        """The topic's whole name."""
+        return whole_name(self.project, "topics", self.topic) if self.topic else None
+
     def machine_of(self, stage: str) -> Machine:
         """What a stage runs on."""
         return self.stages.get(stage, self.machine)
@@ -76,3 +90,8 @@ class Google(Section):
     def store(self) -> str | None:
         """The root of the pipeline's store, where it is declared."""
         return f"gs://{self.bucket}/mlops" if self.bucket else None
+
+
+def whole_name(project: str, kind: str, name: str) -> str:
+    """The whole name of a topic or subscription, from an id in a project or from itself."""
+    return name if "/" in name else f"projects/{project}/{kind}/{name}"

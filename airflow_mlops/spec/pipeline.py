@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 from airflow_mlops.errors import DeclarationError
 from airflow_mlops.spec.base import SEVERAL, Callable, Duration, Estimator, Names, Schedule, Section, Size
 from airflow_mlops.spec.environment import merged, not_allowed
-from airflow_mlops.spec.google import Google
+from airflow_mlops.spec.google import SUBSCRIPTION, Google, whole_name
 from airflow_mlops.spec.metrics import Task
 from airflow_mlops.spec.promises import Tests
 from airflow_mlops.spec.source import Snapshots, Source, is_windowed
@@ -340,18 +340,32 @@ class ModelTrigger(Section):
     """The other pipeline's name."""
 
 
+class PubsubTrigger(Section):
+    """Retrain when a message says so."""
+
+    pubsub: str = Field(pattern=SUBSCRIPTION, examples=["retrain-requests"])
+    """A subscription of Pub/Sub: an id in ``google.project``, or ``projects/P/subscriptions/S``. Messages with the
+    attribute ``model=NAME`` or ``models=A,B`` are for those pipelines, any other for all that name the subscription;
+    ``window=2013-03`` names the window. A notification of Cloud Storage is for those whose ``data.source`` it is."""
+
+
 OwnTrigger = Literal["drift", "prediction_drift", "performance", "skew"]
 
 
 def _kind_of(trigger: Any) -> str:
+    if isinstance(trigger, PubsubTrigger) or (isinstance(trigger, dict) and "pubsub" in trigger):
+        return "PubsubTrigger"
     return "ModelTrigger" if isinstance(trigger, (dict, ModelTrigger)) else "own"
 
 
 Trigger = Annotated[
-    Annotated[OwnTrigger, Tag("own")] | Annotated[ModelTrigger, Tag("ModelTrigger")], Discriminator(_kind_of)
+    Annotated[OwnTrigger, Tag("own")]
+    | Annotated[ModelTrigger, Tag("ModelTrigger")]
+    | Annotated[PubsubTrigger, Tag("PubsubTrigger")],
+    Discriminator(_kind_of),
 ]
-"""``drift``, ``prediction_drift``, ``performance``, ``skew``, or ``{model: NAME}``; told apart first, so that a mistake
-is reported once."""
+"""``drift``, ``prediction_drift``, ``performance``, ``skew``, ``{model: NAME}`` or ``{pubsub: SUBSCRIPTION}``; told
+apart first, so that a mistake is reported once."""
 
 
 class Approval(Section):
@@ -381,7 +395,8 @@ class Retrain(Section):
     only records what would have been asked for."""
     triggers: tuple[Trigger, ...] = ("drift", "prediction_drift", "performance", "skew")
     """What may ask: ``drift`` of the data; ``prediction_drift``; ``performance`` that has dropped; ``skew``, where the
-    data schema says ``on_skew: retrain``; and ``{model: NAME}``, another pipeline's promotions."""
+    data schema says ``on_skew: retrain``; ``{model: NAME}``, another pipeline's promotions; and ``{pubsub:
+    SUBSCRIPTION}``, messages of Pub/Sub."""
     cooldown: Duration = timedelta(hours=24)
     """How long after a start, a promotion, a rejection, or a person's no nothing else is started or suggested."""
     max_per_week: int | None = Field(3, ge=1)
@@ -392,7 +407,8 @@ class Retrain(Section):
     @property
     def listens_to(self) -> frozenset[str]:
         """The kinds of reasons that may ask, as `Request.trigger` names them."""
-        return frozenset("model" if isinstance(each, ModelTrigger) else each for each in self.triggers)
+        kinds = {ModelTrigger: "model", PubsubTrigger: "pubsub"}
+        return frozenset(kinds.get(type(each), str(each)) for each in self.triggers)
 
 
 def _not_continuous(value: str | None) -> str | None:
@@ -530,6 +546,13 @@ class Pipeline(Section):
     def grain(self) -> Grain:
         """The calendar piece that the pipeline's windows step by."""
         return self.data.window or grain_of(self.schedule)
+
+    @property
+    def subscriptions(self) -> tuple[str, ...]:
+        """The subscriptions whose messages may ask for a retraining, by their whole names."""
+        project = self.google.project if self.google else ""
+        named = (each.pubsub for each in self.retrain.triggers if isinstance(each, PubsubTrigger))
+        return tuple(dict.fromkeys(whole_name(project, "subscriptions", each) for each in named))
 
     def in_environment(self, name: str | None) -> Pipeline:
         """The pipeline as it is in an environment; where it declares none, or none is asked for, as it is.

@@ -13,7 +13,7 @@ from airflow_mlops.errors import DeclarationError
 from airflow_mlops.spec.google import JOBS, VERTEX, Google
 from airflow_mlops.spec.load import Declaration, document_here
 from airflow_mlops.spec.metrics import DEFAULT_METRICS, FAIRNESS, METRICS, TASKS, Task, fairness_limit, metrics_of
-from airflow_mlops.spec.pipeline import RUNTIME_BACKENDS, ModelTrigger, Pipeline
+from airflow_mlops.spec.pipeline import RUNTIME_BACKENDS, ModelTrigger, Pipeline, PubsubTrigger
 from airflow_mlops.spec.source import SqlSource
 
 
@@ -86,6 +86,12 @@ def check(pipeline: Pipeline, family: str | None = None) -> Iterator[Problem]:
                 ("retrain", "triggers", index),
                 f"a promotion of {pipeline.name!r} would retrain {pipeline.name!r}, for ever",
                 fix="name another pipeline, or leave the trigger out",
+            )
+        if isinstance(trigger, PubsubTrigger) and "/" not in trigger.pubsub and pipeline.google is None:
+            yield Problem(
+                ("retrain", "triggers", index),
+                f"in which project the subscription {trigger.pubsub!r} is, is not declared",
+                fix=f"projects/P/subscriptions/{trigger.pubsub}, or google: {{project: P, region: R}}",
             )
 
 
