@@ -176,6 +176,15 @@ def parser_of_commands() -> argparse.ArgumentParser:
     add_store(asked_for)
     asked_for.set_defaults(handler=_requests)
 
+    messages = commands.add_parser("messages", help="what came from Pub/Sub, for whom, and what was set aside and why")
+    messages.add_argument(
+        "subscription", metavar="SUBSCRIPTION", nargs="?", help="its id or whole name (default: every one)"
+    )
+    messages.add_argument("--set-aside", action="store_true", help="only what nobody can use, or a part of")
+    messages.add_argument("--json", action="store_true", help="print a JSON list")
+    add_store(messages)
+    messages.set_defaults(handler=_messages)
+
     history = commands.add_parser("history", help="what became of a model's versions, by what verdict and by whom")
     history.add_argument("model", metavar="MODEL", help="the model's name, which is its pipeline's")
     history.add_argument("--json", action="store_true", help="print a JSON list, with everything that is on record")
@@ -349,6 +358,12 @@ def _drift(options: argparse.Namespace) -> int:
 
 def _requests(options: argparse.Namespace) -> int:
     from airflow_mlops.cli.requests import show
+
+    return show(options)
+
+
+def _messages(options: argparse.Namespace) -> int:
+    from airflow_mlops.cli.messages import show
 
     return show(options)
 

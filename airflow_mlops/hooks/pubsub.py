@@ -142,10 +142,11 @@ def _cause(error: BaseException) -> BaseException:
 def _told(error: Exception, what: str, connection: str, *, may: str, make: str) -> MlopsError:
     from airflow.sdk.exceptions import AirflowNotFoundException
     from google.api_core.exceptions import (
+        ClientError,
         Forbidden,
         GoogleAPICallError,
-        InvalidArgument,
         NotFound,
+        TooManyRequests,
         Unauthenticated,
     )
     from google.auth.exceptions import GoogleAuthError, TransportError
@@ -169,7 +170,7 @@ def _told(error: Exception, what: str, connection: str, *, may: str, make: str) 
             f"the connection {connection!r} leads to no credentials: {type(found).__name__}",
             fix="correct its key, or give this machine a service account and the connection none",
         )
-    if isinstance(found, InvalidArgument):
+    if isinstance(found, ClientError) and not isinstance(found, TooManyRequests):
         return CloudError(words)
     if isinstance(found, GoogleAPICallError):
         return CloudUnreachableError(words)

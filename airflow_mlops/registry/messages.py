@@ -196,7 +196,7 @@ class Inbox:
                     return newest + 1
 
     def load(self, after: int = 0) -> int:
-        """Read the entries after one that were not read yet; return the newest entry's number, 0 where there is none."""
+        """Read the entries after one that were not read yet; return the newest one's number, or 0."""
         with self._lock:
             numbers = [int(name[:-5]) for name in self.store.names(*self.place) if _NAME.fullmatch(name)]
             if not numbers:

@@ -72,12 +72,10 @@ class Outbox:
         request = entry.get("request")
         if not request:
             return None
-        said = {name: request.get(name) for name in ("trigger", "reason")}
         window = request["window"][2] if request.get("window") else None
+        said = {"request": entry["id"], "trigger": request["trigger"], "reason": request["reason"], "window": window}
         stands = {name: entry.get(name) for name in ("state", "why", "at")}
-        return self._told(
-            "requests", number, "retrain_request", {"request": entry["id"], **said, "window": window, **stands}
-        )
+        return self._told("requests", number, "retrain_request", {**said, **stands})
 
     def _told(self, log: str, number: int, event: str, body: Mapping[str, Any]) -> Told:
         said = {"pipeline": self.model, "event": event, "entry": number, **body}

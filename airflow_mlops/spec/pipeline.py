@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from importlib import import_module
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -336,12 +336,16 @@ class Deploy(Section):
 class ModelTrigger(Section):
     """Retrain when another pipeline has promoted a model."""
 
+    kind: ClassVar = "model"
+
     model: str
     """The other pipeline's name."""
 
 
 class PubsubTrigger(Section):
     """Retrain when a message says so."""
+
+    kind: ClassVar = "pubsub"
 
     pubsub: str = Field(pattern=SUBSCRIPTION, examples=["retrain-requests"])
     """A subscription of Pub/Sub: an id in ``google.project``, or ``projects/P/subscriptions/S``. Messages with the
@@ -407,8 +411,7 @@ class Retrain(Section):
     @property
     def listens_to(self) -> frozenset[str]:
         """The kinds of reasons that may ask, as `Request.trigger` names them."""
-        kinds = {ModelTrigger: "model", PubsubTrigger: "pubsub"}
-        return frozenset(kinds.get(type(each), str(each)) for each in self.triggers)
+        return frozenset(each if isinstance(each, str) else each.kind for each in self.triggers)
 
 
 def _not_continuous(value: str | None) -> str | None:

@@ -49,7 +49,7 @@ class PubsubTrigger(BaseEventTrigger):
     :param grain: what its windows step by; None where its data comes in none.
     :param source: where its rows come from, where these are files.
     :param connection: the Airflow connection of type ``google_cloud_platform``.
-    :param store: the root of the store that keeps messages. Default: ``[airflow_mlops] store``, as the triggerer has it.
+    :param store: the root of the store that keeps messages. Default: the triggerer's ``[airflow_mlops] store``.
     """
 
     def __init__(
