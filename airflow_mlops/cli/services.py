@@ -76,6 +76,7 @@ class Services:
         self.airflow_url, self.mlflow_url = f"http://127.0.0.1:{api}", f"http://127.0.0.1:{mlflow}"
         self.server_url = f"http://127.0.0.1:{server}"
         self.store = self.home / "airflow" / "mlops"
+        self.headers: dict[str, str] = {}
         self.environment = {
             **os.environ,
             "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -263,7 +264,8 @@ class Services:
         tries = 5
         while True:
             try:
-                return fetch(f"{self.airflow_url}/api/v2/{path}", method=method, body=body, needed=True)
+                url = f"{self.airflow_url}/api/v2/{path}"
+                return fetch(url, method=method, body=body, headers=self.headers, needed=True)
             except ServiceError as error:
                 tries -= 1
                 if not tries or "Database error" not in str(error):
@@ -300,14 +302,22 @@ class Services:
         return "\n".join((f"--- {files[-1]} ---", *map(str, shown)))
 
 
-def fetch(url: str, *, method: str = "GET", body: Mapping[str, Any] | None = None, needed: bool = False) -> Any:
+def fetch(
+    url: str,
+    *,
+    method: str = "GET",
+    body: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+    needed: bool = False,
+) -> Any:
     """Ask a server on this machine for JSON; None where it does not answer yet.
 
     Raises:
         ServiceError: with ``needed``, when it does not answer or refuses.
     """
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, method=method, headers={"Content-Type": "application/json"})
+    said = {"Content-Type": "application/json", **(headers or {})}
+    request = urllib.request.Request(url, data=data, method=method, headers=said)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=30) as answer:

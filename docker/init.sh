@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# What must be there before Airflow starts; every step may be done again, and is, with each `docker compose up`.
+set -euo pipefail
+
+airflow db migrate
+# One that is there already is left as it is.
+airflow users create --username admin --role Admin --firstname Admin --lastname Admin --email admin@localhost.localdomain \
+    --password "$(cat /run/secrets/admin_password)"
+shopt -s nullglob
+declarations=(/opt/airflow/dags/*.yaml)
+if ((${#declarations[@]})); then
+    airflow-mlops pools "${declarations[@]}"
+fi
