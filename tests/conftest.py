@@ -30,6 +30,7 @@ pytest_plugins = [
     "tests.loopback.jobs",
     "tests.loopback.vertex_models",
     "tests.loopback.pubsub",
+    "tests.loopback.warehouse",
 ]
 
 QUIET = {

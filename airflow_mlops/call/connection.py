@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from airflow_mlops.errors import DataError
 
 _TYPES = {"postgresql": "postgres"}
+_GOOGLE = "google_cloud_default"
 
 
 class Connection(NamedTuple):
@@ -53,11 +54,16 @@ def variable(connection_id: str) -> str:
 def connection_of(connection_id: str) -> Connection:
     """The connection that stands in the environment, as a URI or as JSON.
 
+    ``google_cloud_default`` need not stand there.
+
     Raises:
         DataError: when there is none, or it cannot be read.
     """
     name = variable(connection_id)
     text = os.environ.get(name, "").strip()
+    if not text and connection_id == _GOOGLE:
+        # As Airflow's own: whoever is logged in here, or the account that a job runs as.
+        return Connection(id=_GOOGLE, type="google_cloud_platform")
     if not text:
         raise DataError(
             f"there is no connection {connection_id!r}",

@@ -11,6 +11,7 @@ from airflow_mlops.spec import stages
 from airflow_mlops.spec.google import VERTEX
 from airflow_mlops.spec.load import dump_pipeline
 from airflow_mlops.spec.pipeline import Canary, Pipeline
+from airflow_mlops.spec.source import SqlSource
 
 
 class Node(NamedTuple):
@@ -67,7 +68,7 @@ def excluded_columns(pipeline: Pipeline) -> tuple[str, ...]:
 def _extract(pipeline: Pipeline, last: int) -> stages.Extract:
     data = pipeline.data
     return stages.Extract(
-        source=data.source,
+        source=_source(pipeline, data.source),
         format=data.format,
         time=data.time,
         grain=pipeline.grain,
@@ -75,6 +76,13 @@ def _extract(pipeline: Pipeline, last: int) -> stages.Extract:
         settle=data.settle,
         snapshots=data.snapshots,
     )
+
+
+def _source(pipeline: Pipeline, source: str | SqlSource) -> str | SqlSource:
+    """A source with the project that its queries are paid by."""
+    if isinstance(source, str) or pipeline.google is None or source.project:
+        return source
+    return source.model_copy(update={"project": pipeline.google.project})
 
 
 def _validate_data(pipeline: Pipeline) -> stages.ValidateData:
@@ -288,7 +296,7 @@ def _performance(pipeline: Pipeline) -> stages.MonitorPerformance | None:
     primary = pipeline.evaluate.metrics[0] if pipeline.evaluate.metrics else None
     own = rule.labels is None
     return stages.MonitorPerformance(
-        labels=data.source if rule.labels is None else rule.labels,
+        labels=_source(pipeline, data.source if rule.labels is None else rule.labels),
         key=data.key,
         target=data.target,
         destination=pipeline.predict.output,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
-from airflow_mlops.spec.base import Section
+from airflow_mlops.spec.base import Section, Size
 
 Snapshots = Literal["reuse", "refresh"]
 
@@ -15,6 +15,7 @@ Snapshots = Literal["reuse", "refresh"]
 _PLACEHOLDER = re.compile(
     r"'(?:[^']|'')*'"
     r'|"(?:[^"]|"")*"'
+    r"|`[^`]*`"
     r"|--[^\n]*|/\*.*?\*/"
     r"|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$"
     r"|::|(?<![\w:]):(?P<name>start|end)\b",
@@ -26,13 +27,22 @@ class SqlSource(Section):
     """Rows of a SQL database, through an Airflow connection. Exactly one of ``query`` and ``table``."""
 
     connection: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", examples=["warehouse"])
-    """The id of an Airflow connection of type ``postgres`` or ``sqlite``. ``airflow-mlops run`` takes it from
-    ``AIRFLOW_CONN_<ID>``."""
+    """The id of an Airflow connection of type ``postgres``, ``sqlite`` or, for BigQuery, ``google_cloud_platform``.
+    ``airflow-mlops run`` takes it from ``AIRFLOW_CONN_<ID>``."""
     query: str | None = Field(None, min_length=1)
     """One SELECT. ``:start`` and ``:end`` are the run's window, bound as parameters; with ``data.time`` declared the
     database applies the window by itself."""
     table: str | None = Field(None, min_length=1, examples=["public.flights"])
     """A table or view, which is read with all its columns."""
+    project: str | None = Field(None, pattern=r"^[a-z][a-z0-9.:-]{4,62}$", examples=["my-project"])
+    """BigQuery: the project that queries run in and are paid by. Default: ``google.project``, else the connection's."""
+    location: str | None = Field(None, pattern=r"^[A-Za-z0-9-]+$", examples=["EU"])
+    """BigQuery: where queries run. Default: where the data lie."""
+    max_bytes: Size = "1TiB"
+    """BigQuery: a run whose queries would process more is refused before anything is paid."""
+    export: bool | None = None
+    """BigQuery: whether rows go through Parquet files in the store's bucket instead of the Storage Read API. Default:
+    where more than 8GiB are processed and the store is on ``gs://``."""
 
     @model_validator(mode="after")
     def _one_way(self) -> SqlSource:
@@ -51,6 +61,11 @@ class SqlSource(Section):
     def names_window(self) -> bool:
         """Whether the query names ``:start`` or ``:end``."""
         return any(found["name"] for found in _PLACEHOLDER.finditer(self.select))
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """What makes its rows these and no others."""
+        return {"connection": self.connection, "query": self.query, "table": self.table}
 
     def __str__(self) -> str:
         return f"{self.table or 'the query'} of the connection {self.connection!r}"
@@ -76,6 +91,11 @@ def numbered(query: str) -> tuple[str, tuple[str, ...]]:
         return f"${names.index(found['name']) + 1}"
 
     return _PLACEHOLDER.sub(number, query), tuple(names)
+
+
+def named(query: str) -> str:
+    """Write ``:start`` and ``:end`` as ``@start`` and ``@end``, BigQuery's named parameters."""
+    return _PLACEHOLDER.sub(lambda found: f"@{found['name']}" if found["name"] else found[0], query)
 
 
 def _kind_of(source: Any) -> str:

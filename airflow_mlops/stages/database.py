@@ -1,6 +1,7 @@
 """SQL databases, read as a stream of Arrow tables in bounded memory, in one read-only transaction.
 
-PostgreSQL speaks through ADBC and a server-side cursor; SQLite through Python's own driver. The window is bound as two
+PostgreSQL speaks through ADBC and a server-side cursor; SQLite through Python's own driver; BigQuery has a module of
+its own. The window is bound as two
 parameters, instants in UTC; no value is ever written into the text of a query.
 """
 
@@ -24,6 +25,8 @@ from airflow_mlops.spec.window import Window
 
 BATCH_ROWS = 16_384
 """The rows asked for at a time."""
+BIGQUERY = "google_cloud_platform"
+"""The type of connection that leads to BigQuery."""
 
 # SQLSTATE classes of what passes by itself: connections, resources, deadlocks, and somebody who intervened.
 _PASSES = ("08", "40", "53", "55", "57")
@@ -57,20 +60,34 @@ class Database(Protocol):
 
 
 @contextmanager
-def open_database(connection: Connection) -> Iterator[Database]:
+def open_database(
+    connection: Connection, windows: Sequence[Window] = (), run: str | None = None, store: str | None = None
+) -> Iterator[Database]:
     """Open the database of a connection for as long as the scope lasts.
+
+    Args:
+        connection: of a type that can be read.
+        windows: those that will be asked for, oldest first. BigQuery reads them in one query.
+        run: what the work is for, the same in a retry: BigQuery then finds its query again.
+        store: the artifact store's root, where BigQuery may export to.
 
     Raises:
         DataError: when there is no way to read that type, or the database lets nobody in.
         SourceUnreachableError: when it does not answer.
     """
     kinds: dict[str, type[_Postgres] | type[_Sqlite]] = {"postgres": _Postgres, "sqlite": _Sqlite}
-    if connection.type not in kinds:
+    database: Database
+    if connection.type == BIGQUERY:
+        from airflow_mlops.stages.bigquery import BigQuery
+
+        database = BigQuery(connection, windows, run, store)
+    elif connection.type in kinds:
+        database = kinds[connection.type](connection)
+    else:
         raise DataError(
             f"the connection {connection.id!r} is of type {connection.type!r}, which cannot be read",
-            allowed=", ".join(kinds),
+            allowed=", ".join([*kinds, BIGQUERY]),
         )
-    database = kinds[connection.type](connection)
     try:
         yield database
     finally:

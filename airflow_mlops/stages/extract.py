@@ -98,7 +98,7 @@ def _from_database(
     params: Extract, source: SqlSource, windows: tuple[Window, ...], store: Store, call: Call | None
 ) -> ArtifactRef:
     connection = connection_of(source.connection)
-    identity = {**source.model_dump(), "database": connection.database, "time": params.time, "grain": params.grain}
+    identity = {**source.identity, "database": connection.database, "time": params.time, "grain": params.grain}
     kept = Snapshots(store, call, identity)
     given = kept.of_run()
     if given is not None:
@@ -110,7 +110,8 @@ def _from_database(
     if wanted or not windows:
         now = datetime.now(UTC)
         # Over one connection and in one transaction: the windows show the database at one instant.
-        with open_database(connection) as database:
+        run = f"{call.identity}-{call.digest}" if call else None
+        with open_database(connection, [each for each in wanted if each], run, store.root) as database:
             for each in wanted or [None]:
                 rows = database.query(source, params.time, each)
                 ref = _write([rows], params, (each,) if each else (), store)
