@@ -28,12 +28,7 @@ _SAMPLE_ROWS = 500
 def run(call: Call, params: Prepare, store: Store) -> Outcome:
     """Split the rows; outputs ``train`` and ``test``, raw rows both."""
     table = read_table(call.input("data"), store)
-    wanted = {params.target: "the target"}
-    if params.time:
-        wanted[params.time] = "the time column"
-    if params.split.group:
-        wanted[params.split.group] = "the group"
-    require_columns(table.column_names, wanted)
+    require_columns(table.column_names, columns_needed(params))
     if params.features:
         check_features(params.features, table.slice(0, _SAMPLE_ROWS), params.target)
     test = held_out(table, params.split, params.time, params.seed)
@@ -54,6 +49,16 @@ def run(call: Call, params: Prepare, store: Store) -> Outcome:
     )
 
 
+def columns_needed(params: Prepare) -> dict[str, str]:
+    """The columns that must be there, and what each is for."""
+    wanted = {params.target: "the target"}
+    if params.time:
+        wanted[params.time] = "the time column"
+    if params.split.group:
+        wanted[params.split.group] = "the group"
+    return wanted
+
+
 def held_out(table: pa.Table, split: Split, time: str | None, seed: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Which rows are test rows, as a boolean array of shape ``(rows,)``.
 
@@ -69,6 +74,11 @@ def held_out(table: pa.Table, split: Split, time: str | None, seed: int) -> np.n
             raise DataError(f"the time column {time!r} has {int(at.isna().sum())} nulls", fix="leave these rows out")
         cut = np.sort(at.to_numpy())[int(len(at) * (1 - split.test))]
         return np.asarray(at.to_numpy() >= cut)
+    return hashed_apart(table, split, seed)
+
+
+def hashed_apart(table: pa.Table, split: Split, seed: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which rows are test rows by a split by group or at random: of each row by itself, so of any piece of the rows."""
     frame = to_frame(table.select([split.group]) if split.by == "group" and split.group else table)
     return np.asarray(row_hashes(frame, seed) < np.uint64(split.test * float(2**64 - 1)))
 
