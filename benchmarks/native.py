@@ -101,9 +101,7 @@ class Native(Services):
         NoRedisError: when this machine has no Redis.
     """
 
-    def __init__(
-        self, home: Path, dags: Path, *, settings: Mapping[str, str] | None = None, workers: int = 2
-    ) -> None:
+    def __init__(self, home: Path, dags: Path, *, settings: Mapping[str, str] | None = None, workers: int = 2) -> None:
         super().__init__(home, dags)
         self.workers = [f"{WORKER}-{number}" for number in range(1, workers + 1)]
         self._redis = redis_binaries()
@@ -157,7 +155,7 @@ class Native(Services):
             text = text.replace(f"{name}:{PORTS[name]}", f"127.0.0.1:{port}")
         if service in PORTS:
             text = re.sub(rf"\b{PORTS[service]}\b", str(self._ports[service]), text)
-        places = {"/run/secrets": str(self.secrets), "0.0.0.0": "127.0.0.1"}  # noqa: S104 - what is exchanged
+        places = {"/run/secrets": str(self.secrets), "0.0.0.0": "127.0.0.1"}
         for mount in definition.get("volumes", ()):
             source, target = mount.split(":")[:2]
             places[target] = str(self._volume(source) if source in self.compose["volumes"] else DOCKER / source)
@@ -271,7 +269,9 @@ class Native(Services):
             "POSTGRES_USER": self.compose["services"]["postgres"]["environment"]["POSTGRES_USER"],
         }
         (folder / "pg_hba.conf").write_text("local all postgres trust\nlocal all all scram-sha-256\n")
-        script += f'\npsql --username "$POSTGRES_USER" --command "ALTER SYSTEM SET max_connections = {limit}" postgres\n'
+        script += (
+            f'\npsql --username "$POSTGRES_USER" --command "ALTER SYSTEM SET max_connections = {limit}" postgres\n'
+        )
         done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ServiceError(f"docker/postgres/databases.sh failed: {done.stderr}")

@@ -31,6 +31,7 @@ pytest_plugins = [
     "tests.loopback.vertex_models",
     "tests.loopback.pubsub",
     "tests.loopback.warehouse",
+    "tests.loopback.cloud",
 ]
 
 QUIET = {

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from airflow_mlops.cli.services import Services
+from tests.loopback.cloud import Cloud
 
 up: list[Services] = []
 """The servers that were started; whoever runs the last test that needs them may stop them."""
@@ -174,8 +175,33 @@ FLEETS: dict[str, dict[str, object]] = {
 """Pipelines ``past_held``, ``crew_a`` and so on; the members of a fleet read the same files."""
 
 
+CLOUDY = "flights_cloud"
+"""The flights, on Google Cloud."""
+
+
+def cloudy_declaration(bucket: str) -> dict[str, object]:
+    """The declaration of the flights, with what Google Cloud wants laid over it; months pass in seconds."""
+    declared: dict[str, object] = yaml.safe_load((REPOSITORY / "dags" / "flights.yaml").read_text())
+    declared["data"] |= {"source": {"connection": "google_cloud_default", "table": "airport.flights"}}  # type: ignore[operator]
+    declared["train"]["params"] |= {"max_iter": 30}  # type: ignore[index]
+    return {
+        **{key: value for key, value in declared.items() if key != "tests"},
+        "name": CLOUDY,
+        "backend": "vertex",
+        "google": {"project": "loopback", "region": "europe-west1", "bucket": bucket, "image": "r.pkg.dev/p/stage:1"},
+        "evaluate": {"metrics": ["roc_auc"], "plots": False},
+        "validate_model": {"versus_champion": None},
+        "deploy": {"target": "vertex", "strategy": {"canary": 30}, "bake": "3s", "min_requests": 5},
+        # Drift is told, and nobody but a message asks.
+        "monitor": {"data_drift": {"min_effect": 0.5}},
+        "retrain": {"triggers": [{"pubsub": CLOUDY}], "cooldown": "0s", "max_per_week": None},
+        "retries": 1,
+        "retry_delay": "1s",
+    }
+
+
 @pytest.fixture(scope="session")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+def running(tmp_path_factory: pytest.TempPathFactory, cloud: Cloud) -> Iterator[Services]:
     """The servers, with the repository's example DAGs and the toy pipelines in their DAGs folder."""
     home = tmp_path_factory.mktemp("running")
     dags = home / "dags"
@@ -208,7 +234,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         (dags / name).mkdir()
         body = {**toy_declaration(name, **sections), "name": f"{name}_{{kind}}"}
         (dags / "toys" / f"{name}.yaml").write_text(yaml.safe_dump(body))
+    cloud.pubsub.make(CLOUDY)
+    (dags / f"{CLOUDY}.yaml").write_text(yaml.safe_dump(cloudy_declaration(cloud.bucket)))
     (dags / "toy_dags.py").write_text(LOADER)
+    (dags / "cloudy_dags.py").write_text(LOADER.replace("toys/*", CLOUDY))
     (dags / "storm_dags.py").write_text(STORM)
     # A task whose worker was killed is noticed by its heartbeat; the default of five minutes is for real clusters.
     environment = {
@@ -218,6 +247,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
         "AIRFLOW_MLOPS_RUNTIMES": str(home / "runtimes"),
+        **cloud.environment,
     }
     with Services(home, dags, environment=environment) as services:
         up.append(services)
