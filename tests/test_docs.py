@@ -46,7 +46,7 @@ def test_every_command_is_in_the_reference_and_in_a_how_to_page() -> None:
 
 
 def links() -> Iterator[tuple[str, str]]:
-    for page in (DOCS.parent / "README.md", DOCS / "architecture.md", *HOWTO):
+    for page in (DOCS.parent / "README.md", DOCS / "architecture.md", DOCS / "tutorial.md", *HOWTO):
         for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
             yield str(page.relative_to(DOCS.parent)), target
 

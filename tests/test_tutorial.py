@@ -1,0 +1,101 @@
+"""The tutorial, run as it stands: its files are written, its commands run in one shell, and they print what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.conftest import free_port
+
+# All of it is run before the first step is looked at, beside whatever else this machine does.
+pytestmark = pytest.mark.timeout(1800)
+
+TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorial.md"
+_BLOCK = re.compile(
+    r"(?P<skip><!-- not run -->\n)?^```(?P<kind>\w+)(?: title=(?P<file>\S+))?\n(?P<text>.*?)^```$", re.M | re.S
+)
+_END = "--- end of command"
+
+
+class Step(NamedTuple):
+    """A file to write, or a command and the lines that it must print, in this order; ``...`` stands for anything."""
+
+    command: str
+    expected: tuple[str, ...]
+
+
+def steps() -> Iterator[Step]:
+    for block in _BLOCK.finditer(TUTORIAL.read_text()):
+        if block["skip"]:
+            continue
+        if block["file"]:
+            yield Step(f"cat > {block['file']} <<'END-OF-FILE'\n{block['text']}END-OF-FILE", ())
+        elif block["kind"] == "console":
+            for part in re.split(r"^\$ ", block["text"], flags=re.MULTILINE)[1:]:
+                command, *expected = part.splitlines()
+                yield Step(command, tuple(expected))
+
+
+def _found(expected: str, lines: list[str]) -> int | None:
+    """The position behind the first line that reads like the expected one."""
+    pattern = re.compile(r"\s*" + ".*".join(re.escape(part.strip()) for part in expected.split("...")) + r"\s*")
+    return next((index + 1 for index, line in enumerate(lines) if pattern.fullmatch(line)), None)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str]]:
+    """The exit code and output of every command, run in one shell in an empty folder."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    port = str(free_port())
+    (folder / "commands").write_text(
+        "".join(f"{step.command}\necho; echo '{_END}' $?\n".replace("5000", port) for step in steps())
+    )
+    outside = ("MLFLOW_TRACKING_URI", "AIRFLOW_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in outside}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    with (folder / "output").open("w+") as output:
+        shell = subprocess.Popen(
+            ["bash", "commands"],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            shell.wait(timeout=1500)
+        finally:
+            # The servers that it has started as well.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
+            shell.wait()
+    parts = re.split(rf"^{_END} (\d+)\n", (folder / "output").read_text(), flags=re.MULTILINE)
+    assert len(parts) // 2 == len(list(steps())), parts[-1]
+    return [(int(code), said) for said, code in zip(parts[::2], parts[1::2], strict=False)]
+
+
+@pytest.mark.parametrize(
+    ("index", "step"), [pytest.param(i, step, id=step.command[:50]) for i, step in enumerate(steps())]
+)
+def test_a_step_does_what_the_tutorial_says(told: list[tuple[int, str]], index: int, step: Step) -> None:
+    code, said = told[index]
+    assert code == 0, said
+    left = said.splitlines()
+    for expected in filter(str.strip, step.expected):
+        position = _found(expected, left)
+        assert position is not None, f"{expected!r} is not in:\n{said}"
+        left = left[position:]
+
+
+def test_the_tutorial_has_its_steps() -> None:
+    assert len(list(steps())) > 15
