@@ -82,12 +82,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def adopted(script: str, table: Path, *, code: int = 0) -> dict[str, Any]:
+def adopted(script: str, table: Path, *, code: int = 0, name: str = "churn") -> dict[str, Any]:
     """Adopt the text of a script, and load what comes of it."""
     Path("train.py").write_text(textwrap.dedent(script))
-    assert main(["adopt", "train.py", str(table), "--name", "churn"]) == code
-    load_declarations("pipelines/churn.yaml")
-    document: dict[str, Any] = yaml.safe_load(Path("pipelines/churn.yaml").read_text())
+    assert main(["adopt", "train.py", str(table), "--name", name]) == code
+    load_declarations(f"pipelines/{name}.yaml")
+    document: dict[str, Any] = yaml.safe_load(Path(f"pipelines/{name}.yaml").read_text())
     return document
 
 
@@ -176,7 +176,28 @@ def test_the_target_is_found_however_it_is_taken(folder: Path, table: Path, targ
     assert changed == ("map" in target or "astype" in target or "Encoder" in target)
 
 
-def test_groups_and_positions_are_held_out_as_in_the_script(folder: Path, table: Path) -> None:
+def test_a_target_of_words_is_taken_as_it_is_and_trained_on(
+    folder: Path, state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    customers().assign(churned=lambda rows: rows["churned"].map({0: "no", 1: "yes"})).to_parquet("words.parquet")
+    script = """
+        import pandas as pd
+        from sklearn.linear_model import LogisticRegression
+        df = pd.read_parquet("words.parquet")
+        df["churned"] = df["churned"].map({"no": 0, "yes": 1})
+        df["many"] = df["calls"] > 2
+        LogisticRegression(max_iter=300).fit(df[["tenure", "calls", "many"]], df["churned"])
+        """
+    adopted(script, Path("words.parquet"), name="words")
+    assert (
+        "# check: line 5: the target is changed, and here it is taken as it is"
+        in Path("pipelines/words.yaml").read_text()
+    )
+    where = ["--registry", f"sqlite:///{state}/mlflow.db", "--store", str(state / "words")]
+    assert main(["run", "pipelines/words.yaml", *where]) == 0, capsys.readouterr().err
+
+
+def test_groups_are_held_out_as_in_the_script(folder: Path, table: Path) -> None:
     document = adopted(
         """
         import pandas as pd

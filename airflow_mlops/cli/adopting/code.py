@@ -126,20 +126,31 @@ def feature(statement: ast.stmt, tracer: Tracer, known: Sequence[str], target: s
     Raises:
         Unknown: when it does, and more than the row itself may be in it.
     """
-    match statement:
-        case ast.Assign(targets=[ast.Subscript(value=frame, slice=index)], value=value) if _is_table(frame, tracer):
-            column = tracer.names.value(index)
-            if not isinstance(column, str):
-                raise Unknown
-        case _:
-            return None
+    column = assigned(statement, tracer)
+    if column is None or not isinstance(statement, ast.Assign):
+        return None
     uses: set[str] = set()
     imports: set[str] = set()
-    made = _ByRow(tracer, uses, imports).visit(value)
+    made = _ByRow(tracer, uses, imports).visit(statement.value)
     if not uses or not uses <= set(known) or target in uses or column == target:
         raise Unknown
     source = f"frame[{column!r}] = {ast.unparse(ast.fix_missing_locations(made))}"
     return Feature(column, source, statement.lineno, frozenset(uses), frozenset(imports))
+
+
+def assigned(statement: ast.stmt, tracer: Tracer) -> str | None:
+    """The column that a statement ``df["x"] = ...`` assigns to; None where it assigns to no column of the table.
+
+    Raises:
+        Unknown: when it does, and the text does not tell to which one.
+    """
+    match statement:
+        case ast.Assign(targets=[ast.Subscript(value=frame, slice=index)]) if _is_table(frame, tracer):
+            column = tracer.names.value(index)
+            if isinstance(column, str):
+                return column
+            raise Unknown
+    return None
 
 
 def _is_table(node: ast.AST, tracer: Tracer) -> bool:

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from airflow_mlops.cli.adopting.code import feature, rebuilt
+from airflow_mlops.cli.adopting.code import assigned, feature, rebuilt
 from airflow_mlops.cli.adopting.findings import Check, Found
 from airflow_mlops.cli.adopting.harmless import is_harmless
 from airflow_mlops.cli.adopting.names import Names, Unknown
@@ -369,6 +369,12 @@ class Reader:
         seen: set[str] = set()
         for statement in self.names.statements:
             try:
+                if target is not None and assigned(statement, self.tracer) == target:
+                    self.tracer.understood.add(id(statement))
+                    self.check(
+                        statement, f"the target is changed, and here it is taken as it is: {self._said(statement)}"
+                    )
+                    continue
                 made = feature(statement, self.tracer, known, target)
             except Unknown:
                 self.found.not_by_row.append(statement)
