@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ PORTS = {
 }
 """Where each service listens in its container; PostgreSQL is reached by its socket."""
 WORKER = "airflow-worker"
-HEALTHY_SECONDS = 240
+HEALTHY_SECONDS = 300
+_ASK_EVERY = 2
 _VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\})")
 _ADDRESS = re.compile(r"@postgres:5432/(\w+)")
 _OURS = ("AIRFLOW", "MLFLOW", "_AIRFLOW", "PYTEST")
@@ -52,18 +54,9 @@ def read_compose(variables: Mapping[str, str], file: Path = DOCKER / "compose.ya
     def value(found: re.Match[str]) -> str:
         if found["dollar"]:
             return "$"
-        return variables.get(found["name"]) or (
-            found["default"] if found["default"] is not None else variables[found["name"]]
-        )
+        return variables.get(found["name"], found["default"]) or variables[found["name"]]
 
-    def settle(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {key: settle(each) for key, each in node.items()}
-        if isinstance(node, list):
-            return [settle(each) for each in node]
-        return _VARIABLE.sub(value, node) if isinstance(node, str) else node
-
-    compose: dict[str, Any] = settle(yaml.safe_load(file.read_text()))
+    compose: dict[str, Any] = yaml.safe_load(_VARIABLE.sub(value, file.read_text()))
     for service in compose["services"].values():
         settings = _settings(file.parent / service["env_file"]) if "env_file" in service else {}
         service["environment"] = settings | service.get("environment", {})
@@ -167,8 +160,8 @@ class Native(Services):
     def environment_of(self, service: str, name: str | None = None) -> dict[str, str]:
         """The environment of a service's process; a replica has a host name of its own."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(_OURS)}
-        if kept.pop("PYTHONDONTWRITEBYTECODE", None):
-            kept.setdefault("PYTHONPYCACHEPREFIX", str(self.home / "pycache"))
+        # What is installed is compiled already, and this package shall be too.
+        kept.pop("PYTHONDONTWRITEBYTECODE", None)
         given = self.compose["services"][service]["environment"]
         said = {key: self.text(service, str(value)) for key, value in given.items()}
         image = {
@@ -201,9 +194,13 @@ class Native(Services):
             self.start_service(WORKER, worker)
         for service in ("mlflow", *servers):
             self.healthy(service)
+        self.wait_for_workers()
+        self.log_in()
+
+    def wait_for_workers(self) -> None:
+        """Wait until every worker takes tasks."""
         for worker in self.workers:
             self.healthy(WORKER, worker)
-        self.log_in()
 
     def start_service(self, service: str, name: str | None = None) -> None:
         """Start a service, or a replica of it, as a restart policy would."""
@@ -248,6 +245,9 @@ class Native(Services):
 
         def ready() -> bool:
             done = subprocess.run(command, env=environment, cwd=self.home, capture_output=True, check=False)
+            if done.returncode:
+                # The question costs more than the wait, where it is put by a program of its own.
+                time.sleep(_ASK_EVERY)
             return done.returncode == 0
 
         self.wait(name or service, ready, HEALTHY_SECONDS)
@@ -289,6 +289,10 @@ class Native(Services):
         """Start the model server, and wait until it answers."""
         self.start_service("model-server")
         self.healthy("model-server")
+
+    def running(self) -> list[str]:
+        """The names of what was started and not lost."""
+        return list(self._processes)
 
     def lose(self, name: str) -> None:
         """Kill a service as a machine kills a container: all its processes at once, wherever they have gone."""

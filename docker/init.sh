@@ -7,7 +7,6 @@ airflow db migrate
 airflow users create --username admin --role Admin --firstname Admin --lastname Admin --email admin@localhost.localdomain \
     --password "$(cat /run/secrets/admin_password)"
 shopt -s nullglob
-declarations=(/opt/airflow/dags/*.yaml)
-if ((${#declarations[@]})); then
-    airflow-mlops pools "${declarations[@]}"
-fi
+for declaration in /opt/airflow/dags/*.yaml; do
+    airflow-mlops pools "$declaration" || echo "no pool was made for $declaration; Airflow starts without it" >&2
+done
