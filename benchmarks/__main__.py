@@ -10,10 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import drift, rerun, runs, runtime, sensors, startup, tune, validation, workers
+from benchmarks import drift, fleet, rerun, runs, runtime, sensors, startup, tune, validation, workers
 from benchmarks.table import Table
 
-PARTS = ("import", "parse", "run", "airflow", "rerun", "runtime", "validate", "tune", "drift", "sensors")
+PARTS = ("import", "parse", "run", "airflow", "rerun", "runtime", "validate", "tune", "drift", "sensors", "fleet")
 ROWS, QUICK_ROWS = 100_000, 5_000
 TUNE_ROWS = 5_000
 
@@ -64,6 +64,10 @@ def main() -> int:
             drift.measure(table, home / "drift", many, drift.MANY_ROWS if options.full else 0)
         if "sensors" in parts:
             sensors.measure(table, home / "sensors", 30 if options.quick else sensors.SENSORS)
+        if "fleet" in parts:
+            # Its own number of rows: what it is about is many at once.
+            few = options.rows or QUICK_ROWS
+            fleet.measure(table, home / "fleet", few, 3 if options.quick else fleet.PIPELINES, cold=not options.quick)
     print(f"\nload {_load()} at the end, after {time.monotonic() - started:.0f} s\n")
     print(table.text())
     return 0

@@ -1,7 +1,7 @@
 """The services of docker/compose.yaml as processes of this machine: the same commands, settings, secrets and checks.
 
-What a container engine would give them is exchanged, in every text: a service's name and port for a port of the loopback,
-where volumes and secrets are mounted for folders of this machine. Nothing else, unless the caller says so.
+What a container engine would give them is exchanged, in every text: a service's name and port for a port of the
+loopback, where volumes and secrets are mounted for folders of this machine. Nothing else, unless the caller says so.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import urllib.request
 
 
 def main() -> int:
+    """0 when all is well; else 1, and what is not."""
     url, parts = sys.argv[1], sys.argv[2:]
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Make the secrets of compose.yaml that are not there yet, each a file in the folder ``secrets`` beside it.
 
-Nothing but Python's standard library is needed. Containers run as users of their own and must be able to read the files;
-what keeps others out is the folder, which only its owner may enter.
+Nothing but Python's standard library is needed. Containers run as users of their own and must be able to read the
+files; what keeps others out is the folder, which only its owner may enter.
 """
 
 import argparse

@@ -61,7 +61,9 @@ def test_a_service_is_pinned_watched_limited_and_nobodys_root(name: str) -> None
     assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}
     if name in ONCE:
         assert service["restart"] == "no"
-        waiting = [each["depends_on"][name]["condition"] for each in SERVICES.values() if name in each.get("depends_on", ())]
+        waiting = [
+            each["depends_on"][name]["condition"] for each in SERVICES.values() if name in each.get("depends_on", ())
+        ]
         assert set(waiting) == {"service_completed_successfully"}
     else:
         assert service["restart"] == "unless-stopped"
@@ -101,10 +103,7 @@ def test_secrets_come_by_file_and_a_service_has_those_that_it_reads(tmp_path: Pa
         text = json.dumps([service.get("environment", {}), service.get("command", []), service.get("healthcheck", {})])
         if name in scripts:
             script = (DOCKER / scripts[name]).read_text()
-            script = "".join(
-                script.replace("${name}", role) for role in (("airflow", "celery", "mlflow") if name == "postgres" else ("",))
-            )
-            text += script
+            text += "".join(script.replace("${name}", role) for role in ("airflow", "celery", "mlflow"))
         read = set(re.findall(r"/run/secrets/(\w+)", text))
         assert read == set(service.get("secrets", ())), name
         for key, value in service.get("environment", {}).items():
@@ -129,7 +128,9 @@ def test_the_image_is_what_the_repository_pins() -> None:
     assert own == {f"airflow-mlops:{airflow_mlops.__version__}"}
     # What the settings name is installed by one of the extras that the image is made with.
     extras = [Requirement(each).name for each in project["optional-dependencies"]["production"]]
-    assert {"apache-airflow-providers-celery", "apache-airflow-providers-fab", "asyncpg", "psycopg2-binary"} <= set(extras)
+    assert {"apache-airflow-providers-celery", "apache-airflow-providers-fab", "asyncpg", "psycopg2-binary"} <= set(
+        extras
+    )
 
 
 def test_the_image_gets_every_file_that_it_is_made_of() -> None:
@@ -161,23 +162,75 @@ def test_scripts_are_whole(file: str) -> None:
     subprocess.run(["bash", "-n", str(DOCKER / file)], check=True)
 
 
-def test_settings_are_options_that_airflow_has() -> None:
-    """A misspelt setting is one that Airflow never reads, and never complains of."""
+@pytest.fixture(scope="module")
+def options() -> tuple[set[str], set[str]]:
+    """Airflow's options as environment variables: all of them, and those that may be asked of a command."""
     from airflow.configuration import conf
     from airflow.providers_manager import ProvidersManager
 
     ProvidersManager().initialize_providers_configuration()
     known = {
-        f"AIRFLOW__{section.upper()}__{option.upper()}"
+        f"AIRFLOW__{section}__{option}".upper()
         for section, described in conf.configuration_description.items()
         for option in described["options"]
     }
-    # Only these are asked of a command.
-    secret = {f"AIRFLOW__{section}__{option}".upper() for section, option in conf.sensitive_config_values}
+    return known, {f"AIRFLOW__{section}__{option}".upper() for section, option in conf.sensitive_config_values}
+
+
+def test_settings_are_options_that_airflow_has(options: tuple[set[str], set[str]]) -> None:
+    """A misspelt setting is one that Airflow never reads, and never complains of."""
+    known, secret = options
     for name, service in SERVICES.items():
         for key in service.get("environment", {}):
             if key.startswith("AIRFLOW__"):
                 assert key.removesuffix("_CMD") in (secret if key.endswith("_CMD") else known), f"{name}: {key}"
+
+
+def kubernetes() -> list[list[Any]]:
+    """The YAML of the page about Kubernetes, block by block."""
+    text = (REPOSITORY / "docs" / "howto" / "kubernetes.md").read_text()
+    return [
+        list(yaml.safe_load_all(block)) for block in re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    ]
+
+
+def test_the_charts_values_say_what_compose_says(options: tuple[set[str], set[str]]) -> None:
+    (values,) = kubernetes()[0]
+    assert {f"AIRFLOW__{s}__{o}".upper() for s, each in values["config"].items() for o in each} <= options[0]
+    settings = SERVICES["airflow-worker"]["environment"]
+    assert values["executor"] == settings["AIRFLOW__CORE__EXECUTOR"]
+    assert values["config"]["core"]["auth_manager"] == settings["AIRFLOW__CORE__AUTH_MANAGER"]
+    warm = json.loads(settings["AIRFLOW__CELERY__EXTRA_CELERY_CONFIG"])
+    assert json.loads(values["config"]["celery"]["extra_celery_config"]) == warm
+    slots = values["workers"]["replicas"] * values["config"]["celery"]["worker_concurrency"]
+    assert values["config"]["core"]["parallelism"] == slots
+    assert values["images"]["airflow"]["tag"] == airflow_mlops.__version__
+    (mount,), (volume,) = values["volumeMounts"], values["volumes"]
+    assert mount["name"] == volume["name"]
+    assert mount["mountPath"] == values["config"]["airflow_mlops"]["store"]
+
+
+def test_the_model_server_of_kubernetes_is_one_that_starts() -> None:
+    from airflow_mlops.cli.main import parser_of_commands
+
+    deployment, service = kubernetes()[1]
+    pod = deployment["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    program, *arguments = container["args"]
+    assert program == "airflow-mlops"
+    said = parser_of_commands().parse_args(arguments)
+    assert (said.port, said.host) == (container["ports"][0]["containerPort"], "0.0.0.0")
+    assert service["spec"]["ports"][0]["targetPort"] == said.port
+    assert service["spec"]["selector"] == pod["metadata"]["labels"] == deployment["spec"]["selector"]["matchLabels"]
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in pod["spec"]["volumes"]}
+    assert any(said.api_key_file.startswith(each["mountPath"]) for each in container["volumeMounts"])
+
+
+def test_workers_have_slots_for_what_runs_at_once() -> None:
+    worker = SERVICES["airflow-worker"]
+    slots = worker["deploy"]["replicas"] * int(worker["environment"]["AIRFLOW__CELERY__WORKER_CONCURRENCY"])
+    assert int(worker["environment"]["AIRFLOW__CORE__PARALLELISM"]) == slots
 
 
 def test_what_workers_import_beforehand_is_there() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import os
 import signal
@@ -36,6 +37,21 @@ def serve(settings: Settings, limits: Limits, host: str, port: int) -> None:
         raise DeploymentError(f"{host}:{port} cannot be had: {error}", fix="--port 0 takes a free one") from error
     with listening, suppress(KeyboardInterrupt):
         asyncio.run(_serve(settings, limits, listening))
+
+
+def reachable(host: str) -> str:
+    """The address by which others find a server that listens at this one.
+
+    One that listens on all of a machine's addresses is found by that of the machine's own name, which in a container is
+    the container's; where the name has none, the address stays what it is.
+    """
+    if not ipaddress.ip_address(host).is_unspecified:
+        return host
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return str(socket.getaddrinfo(socket.gethostname(), None, family)[0][4][0])
+    except OSError:
+        return host
 
 
 # Which of two classes it is depends on what is installed.
@@ -90,7 +106,8 @@ async def _serve(settings: Settings, limits: Limits, listening: socket.socket) -
     meters = Meters()
     server = Server(settings, meters.answered)
     host, port = listening.getsockname()[:2]
-    server.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    address = reachable(host)
+    server.url = f"http://{f'[{address}]' if ':' in address else address}:{port}"
     config = uvicorn.Config(
         application(server, meters, limits),
         http=type("_Impatient", (_Impatient,), {"seconds": limits.seconds}),

@@ -20,6 +20,7 @@ import pytest
 from airflow_mlops.call import Store
 from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.serving import live
+from airflow_mlops.serving.main import reachable
 from airflow_mlops.stages.batch_predict import score_rows
 from airflow_mlops.stages.model_io import loaded, read_facts
 from tests import toy
@@ -356,3 +357,11 @@ def test_a_port_that_is_taken_is_told(trained: World) -> None:
         assert server.process.wait(60) == 1
         assert "cannot be had" in server.said() and "--port 0" in server.said()
         server.stop()
+
+
+def test_a_server_on_every_address_names_one_that_others_can_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
+    assert reachable("0.0.0.0") == "127.0.0.1"
+    assert reachable("192.0.2.1") == "192.0.2.1"
+    monkeypatch.setattr(socket, "gethostname", lambda: "no-such-host.invalid")
+    assert reachable("0.0.0.0") == "0.0.0.0"

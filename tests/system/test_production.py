@@ -1,4 +1,4 @@
-"""The services of docker/compose.yaml as processes of this machine, the flights loop on them, and what dies under it."""
+"""The services of docker/compose.yaml as processes of this machine, the flights loop on them, and some that die."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def test_the_loop_ends_exactly_once_though_a_worker_and_the_scheduler_are_killed
         (second,) = trainings(platform)
         until(platform, lambda: ended(platform, second))
         entry = ledger.entries()[-1]
-        until(platform, lambda: not entry.kind == "promotion" or traffic.answered["2"] > 0, 60)
+        until(platform, lambda: entry.kind != "promotion" or traffic.answered["2"] > 0, 60)
     finally:
         traffic.end()
 
