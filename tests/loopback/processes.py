@@ -59,14 +59,17 @@ def child(asked):
         sys.stderr.flush()
         os._exit(code)
 print("ready", flush=True)
+heard = b""
 while True:
     if select.select([0], [], [], 0.02)[0]:
-        line = sys.stdin.readline()
-        if not line:
+        more = os.read(0, 65536)
+        if not more:
             break
-        asked = json.loads(line)
-        pid = os.fork() or child(asked)
-        print("started", asked["id"], pid, flush=True)
+        *lines, heard = (heard + more).split(b"\\n")
+        for line in lines:
+            asked = json.loads(line)
+            pid = os.fork() or child(asked)
+            print("started", asked["id"], pid, flush=True)
     try:
         pid, status = os.waitpid(-1, os.WNOHANG)
     except ChildProcessError:
@@ -87,8 +90,7 @@ class Process:
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """End it and its children."""
-        self.started.wait(60)
-        if not self.ended.is_set():
+        if self.started.wait(60) and not self.ended.is_set():
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
 
