@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import sys
 import tempfile
 import time
@@ -21,7 +22,7 @@ from airflow_mlops import __version__
 from airflow_mlops.call.__main__ import LOG_FORMAT, fail, perform, run_to_text
 from airflow_mlops.call.store import reaching
 from airflow_mlops.call.wire import Call
-from airflow_mlops.errors import JobFailedError, MlopsError, RuntimeBuildError
+from airflow_mlops.errors import CodeError, MlopsError, RuntimeBuildError
 from airflow_mlops.google import secrets
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def build_command(image: str) -> str:
     """The command that builds the image anew, for the Python that runs this."""
     name = image.partition("@")[0]
     name = name if ":" in name.rpartition("/")[2] else f"{name}:{__version__}"
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    python = platform.python_version()
     return f"gcloud builds submit --config docker/cloudbuild.yaml --substitutions _IMAGE={name},_PYTHON={python}"
 
 
@@ -110,7 +111,7 @@ def _trial(call: Call, point: dict[str, str]) -> str:
     # The stages stand above this layer; this is the door to them that `call.dispatch` is for a whole Call.
     measured = import_module("airflow_mlops.stages.trials").measure(call, point)
     if measured.get("value") is None:
-        raise JobFailedError(str(measured["reason"]), where=call.where)
+        raise CodeError(str(measured["reason"]), where=call.where)
     file = Path(os.environ.get(METRIC_FILE, "/tmp/hypertune/output.metrics"))  # noqa: S108 - Google's own place
     file.parent.mkdir(parents=True, exist_ok=True)
     line = {

@@ -131,7 +131,7 @@ class Rest:
         account = f"the account of the connection {self.connection!r}"
         role, project = _role(words), re.search(r"projects/([^/]+)", resource)
         if role is None or project is None:
-            return f"grant {account} that permission"
+            return f"grant {account} {role or 'that permission'}"
         binding = f"gcloud projects add-iam-policy-binding {project[1]} --member serviceAccount:ACCOUNT --role {role}"
         return f"{binding}, where ACCOUNT is {account}"
 
@@ -145,12 +145,11 @@ class Rest:
         what = f"{self.service}: {method} {resource}: {words or status or response.status_code}"
         code = response.status_code
         if code in (401, 403):
-            return CloudAccessError(what, fix=self._grant(words, resource))
-        if code == 404:
-            return CloudNotFoundError(what)
-        if code in _PASSES:
-            return CloudUnreachableError(what)
-        error = CloudError(what)
+            error: CloudError = CloudAccessError(what, fix=self._grant(words, resource))
+        elif code == 404:
+            error = CloudNotFoundError(what)
+        else:
+            error = CloudUnreachableError(what) if code in _PASSES else CloudError(what)
         error.status = status
         return error
 

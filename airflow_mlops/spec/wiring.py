@@ -204,7 +204,7 @@ def _check_google(pipeline: Pipeline, google: Google) -> Iterator[Problem]:
         yield Problem(
             ("google",),
             "stages run in an image, and none is declared",
-            fix="build docker/stage.Dockerfile as docker/README.md says, and declare google.image",
+            fix="build docker/stage.Dockerfile as docker/stage.md says, and declare google.image",
         )
     if pipeline.tune and pipeline.tune.as_tasks:
         yield Problem(

@@ -220,7 +220,7 @@ class TuningStudy:
 
     def values(self, trial: FrozenTrial) -> dict[str, Any]:
         """A trial's params as the model gets them."""
-        return {name: _decode(self.params.space[name], value) for name, value in trial.params.items()}
+        return {name: decode(self.params.space[name], value) for name, value in trial.params.items()}
 
     def keep(self, *, now: bool = False) -> None:
         """Copy the journal to a remote store, unless that was done a moment ago."""
@@ -247,14 +247,15 @@ class TuningStudy:
 
 def _suggest(trial: Trial, name: str, dimension: Range | Choices) -> Any:
     if isinstance(dimension, Choices):
-        return _decode(dimension, trial.suggest_categorical(name, dimension.labels))
+        return decode(dimension, trial.suggest_categorical(name, dimension.labels))
     low, high, log = dimension.low, dimension.high, dimension.log
     if dimension.whole:
         return trial.suggest_int(name, int(low), int(high), step=int(dimension.step or 1), log=log)
     return trial.suggest_float(name, low, high, step=dimension.step, log=log)
 
 
-def _decode(dimension: Range | Choices, value: Any) -> Any:
+def decode(dimension: Range | Choices, value: Any) -> Any:
+    """A param as the model gets it: in a study, a choice stands as its text."""
     if isinstance(dimension, Choices):
         return dimension.choices[dimension.labels.index(value)]
     return value

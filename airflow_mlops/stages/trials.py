@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from airflow_mlops.call.code import code_scope, unpack
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, Outcome
-from airflow_mlops.errors import CodeError, DataError, GateError
+from airflow_mlops.errors import CodeError, GateError
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.spec.metrics import METRICS
 from airflow_mlops.spec.space import Choices, Range
 from airflow_mlops.spec.stages import Tune
-from airflow_mlops.stages.study import distribution_of, study_id, values_of
+from airflow_mlops.stages.study import decode, study_id
 from airflow_mlops.stages.tables import read_table
 from airflow_mlops.stages.tune import Diary, concluded, folds_of, measure_fold
 
@@ -73,17 +74,17 @@ def _value(dimension: Range | Choices, text: str) -> Any:
     return min(max(number, float(dimension.low)), float(dimension.high))
 
 
-def conclude(call: Call, store: Store, found: Sequence[Mapping[str, Any]]) -> Outcome:
+def conclude(call: Call, metric: str, store: Store, found: Sequence[Mapping[str, Any]]) -> Outcome:
     """What the trials came to, as the Outcome of the tuning stage, kept in the store.
 
     Args:
         call: of the tuning stage.
+        metric: what was measured.
         store: the artifact store.
         found: of each trial ``point`` (texts or numbers by param), ``value`` or None, ``scores``, ``reason``,
             ``started`` and ``ended``.
     """
     params = Tune.model_validate(call.params)
-    metric = params.metric or next(iter(METRICS))
     study = _Ended(call, params, metric, found)
     diary = Diary(ModelRegistry.of(call, store), call, study, metric)
     diary.catch_up(study.trials())
@@ -103,18 +104,17 @@ class _Ended:
             self._study.add_trial(self._frozen(trial))
 
     def _frozen(self, trial: Mapping[str, Any]) -> FrozenTrial:
-        values = {name: _value(self._space[name], _text(each)) for name, each in trial["point"].items()}
-        distributions = {name: distribution_of(self._space[name]) for name in values}
+        point = {name: (self._space[name], str(text)) for name, text in trial["point"].items()}
+        # As in a study of our own, a choice stands there as its text.
         shown = {
-            name: each.labels[each.choices.index(values[name])] if isinstance(each := self._space[name], Choices) else values[name]
-            for name in values
+            name: text if isinstance(each, Choices) else _value(each, text) for name, (each, text) in point.items()
         }
         means = {step: float(np.mean(trial["scores"][: step + 1])) for step in range(len(trial["scores"]))}
         made = create_trial(
             state=TrialState.COMPLETE if trial["value"] is not None else TrialState.FAIL,
             value=trial["value"],
             params=shown,
-            distributions=distributions,
+            distributions={name: _distribution(each) for name, (each, _) in point.items()},
             intermediate_values=means,
             user_attrs={"reason": str(trial["reason"])} if trial.get("reason") else {},
         )
@@ -131,12 +131,18 @@ class _Ended:
 
     def values(self, trial: FrozenTrial) -> dict[str, Any]:
         """A trial's params as the model gets them."""
-        return values_of(self._space, trial)
+        return {name: decode(self._space[name], value) for name, value in trial.params.items()}
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else repr(value)
+def _distribution(dimension: Range | Choices) -> BaseDistribution:
+    if isinstance(dimension, Choices):
+        return CategoricalDistribution(dimension.labels)
+    if dimension.whole:
+        step = int(dimension.step or 1)
+        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log, step=step)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
 
 
 def _at(text: str | None) -> datetime:
-    return datetime.fromisoformat(text).astimezone().replace(tzinfo=None) if text else datetime.now(UTC).replace(tzinfo=None)
+    """A time as Optuna keeps it: of this machine's zone, without saying so."""
+    return datetime.fromisoformat(text).astimezone().replace(tzinfo=None) if text else datetime.now()

@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import datetime
 from pathlib import Path
 from threading import Event
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import mlflow
 import numpy as np
+import optuna
 import pandas as pd
 import pyarrow as pa
 from optuna.trial import FrozenTrial, TrialState
@@ -61,6 +62,32 @@ def run(call: Call, params: Tune, store: Store) -> Outcome:
     diary = Diary(registry, call.model_copy(update={"run": params.study or call.run}), study, metric)
     _try_all(study, params, metric, table, diary)
     study.keep(now=True)
+    return concluded(call, study, metric, store, diary)
+
+
+class Study(Protocol):
+    """What is known of a study, whoever has led it."""
+
+    @property
+    def id(self) -> str:
+        """Which one it is."""
+
+    def open(self) -> optuna.Study:
+        """The study as Optuna knows it."""
+
+    def trials(self) -> list[FrozenTrial]:
+        """The trials that are looked at."""
+
+    def values(self, trial: FrozenTrial) -> dict[str, Any]:
+        """A trial's params as the model gets them."""
+
+
+def concluded(call: Call, study: Study, metric: str, store: Store, diary: Diary) -> Outcome:
+    """What the trials of a study came to, written into the diary; one of several parts has no output.
+
+    Raises:
+        CodeError: when none could be measured.
+    """
     trials = study.trials()
     counts = {state: sum(trial.state == state for trial in trials) for state in _STATUS}
     measured = {
@@ -68,8 +95,8 @@ def run(call: Call, params: Tune, store: Store) -> Outcome:
         "pruned": float(counts[TrialState.PRUNED]),
         "failed": float(counts[TrialState.FAIL]),
     }
-    info: dict[str, str | None] = {"run_id": diary.parent, "mlflow_url": registry.run_url(diary.parent)}
-    if params.part is not None:
+    info: dict[str, str | None] = {"run_id": diary.parent, "mlflow_url": diary.url}
+    if call.params.get("part") is not None:
         return outcome_of(call, metrics=measured, info=info)
     if not counts[TrialState.COMPLETE]:
         raise _no_trial(trials, metric)
@@ -96,7 +123,7 @@ def _no_trial(trials: list[FrozenTrial], metric: str) -> MlopsError:
     )
 
 
-class _Fold(NamedTuple):
+class Fold(NamedTuple):
     """Features of the rows that a trial is fitted on and of those that it is measured on, and their targets."""
 
     fitted: Any
@@ -117,8 +144,7 @@ def _try_all(study: TuningStudy, params: Tune, metric: str, table: pa.Table, dia
         log.info("%d of %d trials are done; %d were interrupted, and go on", done, study.share, len(unfinished))
     if not slots:
         return
-    classes = None if "regression" in METRICS[metric].tasks else np.unique(table[params.target].to_numpy())
-    folds = _folds(table, params, classes)
+    folds, classes = folds_of(table, params, metric)
     stop = Event()
 
     def one(slot: int | None) -> FrozenTrial | None:
@@ -161,18 +187,16 @@ def _is_over(study: TuningStudy) -> bool:
 
 
 def _one_trial(
-    study: TuningStudy, trial_id: int, metric: str, folds: list[_Fold], classes: Any, stop: Event
+    study: TuningStudy, trial_id: int, metric: str, folds: list[Fold], classes: Any, stop: Event
 ) -> FrozenTrial | None:
     """Measure one point of the space on every fold, or on as many as the pruner lets it; None if told to stop."""
     trial, values = study.suggest(trial_id)
-    params = study.params.model_copy(update={"model_params": {**study.params.model_params, **values}})
     scores: list[float] = []
     try:
         for step, fold in enumerate(folds):
             if stop.is_set():
                 return None
-            model = fit_model(fold.fitted, fold.target, params)
-            scores.append(evaluate(metric, _scores(model, fold, classes, metric)))
+            scores.append(measure_fold(fold, study.params, values, metric, classes))
             trial.report(float(np.mean(scores)), step)
             if step + 1 < len(folds) and trial.should_prune():
                 return trial.study.tell(trial, state=TrialState.PRUNED)
@@ -186,6 +210,13 @@ def _one_trial(
     value = float(np.mean(scores))
     log.info("trial %d: %s %.6g with %s", trial.number, metric, value, values)
     return trial.study.tell(trial, value)
+
+
+def measure_fold(fold: Fold, params: Tune, values: dict[str, Any], metric: str, classes: Any) -> float:
+    """Fit a point of the space on the rows of a fold, and measure it on those that are held out."""
+    point = params.model_copy(update={"model_params": {**params.model_params, **values}})
+    model = fit_model(fold.fitted, fold.target, point)
+    return evaluate(metric, _scores(model, fold, classes, metric))
 
 
 def metric_of(params: Tune, target: pd.Series[Any]) -> str:
@@ -220,7 +251,7 @@ def _task_of(model: Any, target: pd.Series[Any]) -> Task | None:
     return None
 
 
-def _scores(model: Any, fold: _Fold, classes: Any, metric: str) -> Scores:
+def _scores(model: Any, fold: Fold, classes: Any, metric: str) -> Scores:
     """What a model says of the rows held out."""
     if classes is None:
         return Scores(fold.truth, predict(model, fold.held).astype(float))
@@ -238,8 +269,12 @@ def _scores(model: Any, fold: _Fold, classes: Any, metric: str) -> Scores:
     return Scores(fold.truth, said, np.eye(len(classes))[said])
 
 
-def _folds(table: pa.Table, params: Tune, classes: Any) -> list[_Fold]:
-    """The folds, with preprocessing fitted on the rows of each: it is the same for every trial."""
+def folds_of(table: pa.Table, params: Tune, metric: str) -> tuple[list[Fold], Any]:
+    """The folds, with preprocessing fitted on the rows of each, which is the same for every trial; and the classes.
+
+    The metric says whether there are any.
+    """
+    classes = None if "regression" in METRICS[metric].tasks else np.unique(table[params.target].to_numpy())
     target = to_frame(table.select([params.target]))[params.target]
     truth = target.to_numpy(dtype=float) if classes is None else np.searchsorted(classes, target.to_numpy())
     features = make_features(to_frame(table.select(raw_columns(table.column_names, params))), params)
@@ -250,8 +285,8 @@ def _folds(table: pa.Table, params: Tune, classes: Any) -> list[_Fold]:
         if preprocess is not None:
             with user_code(params.preprocess or "the default preprocessing"):
                 rest = preprocess.transform(rest)
-        folds.append(_Fold(values, target.iloc[fitted], rest, truth[held]))
-    return folds
+        folds.append(Fold(values, target.iloc[fitted], rest, truth[held]))
+    return folds, classes
 
 
 def fold_rows(
@@ -308,9 +343,10 @@ class Diary:
         metric: what is measured.
     """
 
-    def __init__(self, registry: ModelRegistry, call: Call, study: TuningStudy, metric: str) -> None:
+    def __init__(self, registry: ModelRegistry, call: Call, study: Study, metric: str) -> None:
         self._registry, self._study, self._metric = registry, study, metric
         self.parent = registry.run_of(call)
+        self.url = registry.run_url(self.parent)
         self._experiment = registry.api.experiment_id(registry.ref.experiment)
         self._half: dict[str, str] = {}
 

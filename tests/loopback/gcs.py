@@ -62,10 +62,11 @@ def client_environment(url: str) -> dict[str, str]:
 @pytest.fixture
 def gcs(gcs_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A bucket of the test's own, as ``gs://BUCKET``."""
-    import gcsfs
-
     for name, value in client_environment(gcs_server).items():
         monkeypatch.setenv(name, value)
+    # It reads one of them when it is imported.
+    import gcsfs
+
     # A file system that an earlier test has made looks at that test's server.
     gcsfs.GCSFileSystem.clear_instance_cache()
     bucket = f"b-{uuid.uuid4().hex[:12]}"

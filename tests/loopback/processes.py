@@ -191,7 +191,8 @@ def processes() -> Iterator[Processes]:
             stdout=subprocess.PIPE,
             stderr=said,
             text=True,
-            env=environment,
+            # gcsfs reads it when it is imported.
+            env={**environment, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"},
         )
         try:
             assert forking.stdout is not None and forking.stdin is not None

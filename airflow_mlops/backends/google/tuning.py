@@ -9,7 +9,7 @@ from typing import Any
 from airflow_mlops.call.dispatch import stage_module
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, Outcome
-from airflow_mlops.errors import DeclarationError
+from airflow_mlops.errors import CodeError, DeclarationError, MlopsError, error_of
 from airflow_mlops.google.job import OBJECTIVE
 from airflow_mlops.spec.metrics import DEFAULT_METRICS, METRICS
 from airflow_mlops.spec.space import Choices, Range, grid_size
@@ -85,6 +85,24 @@ def _parameter(name: str, dimension: Range | Choices) -> dict[str, Any]:
     return {"parameterId": name, **scale, "doubleValueSpec": {"minValue": float(low), "maxValue": float(high)}}
 
 
+def failed(call: Call, job: Mapping[str, Any], read: Callable[[str], bytes | None]) -> MlopsError | None:
+    """Why a tuning job has failed, by what its trials have left; None where they have left nothing."""
+    numbers = [str(trial.get("id", place + 1)) for place, trial in enumerate(job.get("trials", []))]
+    said = [json.loads(text) for number in numbers if (text := read(f"outcome-{number}.error.json")) is not None]
+    if not said:
+        return None
+    first = error_of(said[0])
+    if not isinstance(first, CodeError):
+        return first
+    measured = settled(call).params["metric"]
+    few = "none" if len(said) == len(numbers) else f"only {len(numbers) - len(said)}"
+    return CodeError(
+        f"{few} of {len(numbers)} trials could be measured by {measured}; the first one: {first.what}",
+        where=call.where,
+        fix="correct tune.space, or the code that it names",
+    )
+
+
 def conclude(call: Call, job: Mapping[str, Any], read: Callable[[str], bytes | None]) -> Outcome:
     """The Outcome of a tuning job that is done, as the stage itself would have made it.
 
@@ -108,5 +126,6 @@ def conclude(call: Call, job: Mapping[str, Any], read: Callable[[str], bytes | N
                 "ended": trial.get("endTime"),
             }
         )
-    outcome: Outcome = stage_module("trials").conclude(call, Store(call.store), trials)
+    metric = settled(call).params["metric"]
+    outcome: Outcome = stage_module("trials").conclude(call, metric, Store(call.store), trials)
     return outcome

@@ -241,6 +241,9 @@ class VertexBackend:
         call = handle.call
         if state == "cancelled":
             return JobCancelledError(f"the job {handle.job} was cancelled", where=call.where)
+        if state == "failed" and tuning.is_study(call):
+            reason = tuning.failed(call, job, lambda name: self._read(call, job, name))
+            return reason or self._broken_down(handle, job)
         if state == "failed":
             told = self._read(call, job, error_file("outcome.json"))
             return error_of(json.loads(told)) if told is not None else self._broken_down(handle, job)
