@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from airflow_mlops.errors import CloudError, CloudNotFoundError
 from airflow_mlops.google.names import PIPELINE_LABEL, label, resource_id, short
-from airflow_mlops.google.operations import await_others, finished
+from airflow_mlops.google.operations import await_others, await_there, finished
 from airflow_mlops.google.rest import Rest
 from airflow_mlops.spec.google import Google, Machine
 
@@ -125,6 +125,7 @@ class Endpoints:
         except CloudError as error:
             if error.status != "ALREADY_EXISTS":
                 raise
+            await_there(self.stands, f"the endpoint {self.id}", _CREATE)
             return self.ready()
         finished(self.rest, begun, f"making the endpoint {self.id}", _CREATE)
         return self.ready()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from airflow_mlops.errors import CloudError, CloudNotFoundError
 from airflow_mlops.google.names import DIGEST_LABEL, VERSION_LABEL, label, labels_of, resource_id, short
-from airflow_mlops.google.operations import await_others, finished
+from airflow_mlops.google.operations import await_others, await_there, finished
 from airflow_mlops.google.rest import Rest
 from airflow_mlops.spec.google import Google
 
@@ -107,7 +107,8 @@ class Models:
         except CloudError as error:
             if error.status != "ALREADY_EXISTS":
                 raise
-            # Somebody has made the model since we looked.
+            # Somebody is making the model, an earlier try perhaps; until it is there it has no operations to wait for.
+            await_there(self.versions, f"the model {resource_id(self.pipeline)}", _UPLOAD)
             return self.upload(version, digest, files)
         finished(self.rest, begun, f"the upload of version {version}", _UPLOAD)
         found = self.find(version, digest)

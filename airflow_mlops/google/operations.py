@@ -66,6 +66,16 @@ def await_others(rest: Rest, resource: str, seconds: float) -> None:
             continue
 
 
+def await_there(look: Callable[[], Any], what: str, seconds: float) -> None:
+    """Wait for what somebody else is making."""
+    until, pause = time.monotonic() + seconds, _FIRST
+    while not look():
+        if time.monotonic() > until:
+            raise CloudError(f"{what} exists, says Google Cloud, and is not there after {seconds / 60:.0f} min")
+        time.sleep(pause)
+        pause = min(pause * 1.5, _LONGEST)
+
+
 def persistently(deed: Callable[[], T]) -> T:
     """Do something that looks first at what is there already; once more where Google Cloud did not answer."""
     for number in range(_TRIES):

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-import gcsfs
 import pytest
 from google.cloud import aiplatform_v1 as T
 from google.cloud import monitoring_v3 as M
@@ -117,6 +116,8 @@ class VertexModels(RestService):
         self.jobs: dict[str, T.BatchPredictionJob] = {}
         self.operations: dict[str, dict[str, Any]] = {}
         self.answered: list[Answered] = []
+        self.reserved: set[str] = set()
+        """The names of what is being made."""
         self.failing: list[tuple[str, int, str]] = []
         self.seconds = 0.0
         """How long an operation takes at least."""
@@ -153,6 +154,7 @@ class VertexModels(RestService):
                 operation["error"] = {"code": fault[1] if fault else 9, "message": error.message}
             finally:
                 operation["done"] = True
+                self.reserved -= {resource, _last(resource)}
 
         thread = threading.Thread(target=go, daemon=True)
         thread.start()
@@ -213,8 +215,9 @@ class VertexModels(RestService):
                 name = request.model_id or str(self.number)
                 if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,62}", name):
                     raise RefusedError("INVALID_ARGUMENT", f"Invalid model ID {name!r}.")
-                if name in self.models:
+                if name in self.models or name in self.reserved:
                     raise RefusedError("ALREADY_EXISTS", f"Model {name} already exists.")
+                self.reserved.add(name)
         resource = f"{PARENT}/models/{name}"
 
         def deed() -> Any:
@@ -293,9 +296,11 @@ class VertexModels(RestService):
             raise RefusedError("INVALID_ARGUMENT", f"Invalid endpoint ID {name!r}, or no display name.")
         _check_labels(endpoint.labels)
         with self.lock:
-            if name in self.endpoints:
+            endpoint.name = f"{PARENT}/endpoints/{name}"
+            if name in self.endpoints or endpoint.name in self.reserved:
                 raise RefusedError("ALREADY_EXISTS", f"Endpoint {name} already exists.")
-            endpoint.name, endpoint.create_time = f"{PARENT}/endpoints/{name}", datetime.now(UTC)
+            self.reserved.add(endpoint.name)
+            endpoint.create_time = datetime.now(UTC)
             self._changed(endpoint)
 
             def deed() -> Any:
@@ -507,6 +512,9 @@ class VertexModels(RestService):
         return T.ListBatchPredictionJobsResponse(batch_prediction_jobs=found)
 
     def _predict_all(self, job: T.BatchPredictionJob, model: T.Model) -> None:
+        # Imported when the variables are set that it reads.
+        import gcsfs
+
         try:
             container = self.container(model)
             fs = gcsfs.GCSFileSystem(project=PROJECT, token="anon")
