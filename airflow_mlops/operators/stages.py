@@ -542,10 +542,14 @@ class BatchPredictOperator(StageOperator):
     :param destination: the folder of predictions, as a path relative to the DAG file or any fsspec URI. Default:
         ``predictions/PIPELINE`` in the store. (templated)
     :param keep: columns of the input that are copied beside the predictions: keys and times.
+    :param job: ``stage`` scores in the stage, wherever that runs; ``vertex`` has a batch prediction job of Vertex AI do
+        it.
+    :param google: the section ``google`` of a declaration, for such a job.
     """
 
     stage = stages.BatchPredict
     inputs = ("data",)
+    untemplated = frozenset({"google"})
     ui_color = "#e0f2fe"
 
     def __init__(
@@ -554,12 +558,15 @@ class BatchPredictOperator(StageOperator):
         data: Any,
         destination: str | None = None,
         keep: Sequence[str] = (),
+        job: str = "stage",
+        google: Mapping[str, Any] | None = None,
         pipeline: str | None = None,
         **kwargs: Any,
     ) -> None:
         if pipeline:
             kwargs.setdefault("outlets", [predictions_asset(pipeline)])
-        settings = {"data": data, "destination": destination, "keep": list(keep)}
+        google = dict(google) if google is not None else None
+        settings = {"data": data, "destination": destination, "keep": list(keep), "job": job, "google": google}
         super().__init__(settings=settings, pipeline=pipeline, **kwargs)
 
     def finish(self, context: Context, outcome: Outcome) -> dict[str, Any]:

@@ -427,6 +427,9 @@ class Predict(Section):
     """When the predict DAG runs. Default: by hand, or when a team's own DAG asks."""
     output: str | None = None
     """Where predictions go, as a folder. Default: ``predictions/<name>`` in the store."""
+    job: Literal["stage", "vertex"] = "stage"
+    """``stage`` scores in the stage, wherever that runs; ``vertex`` has a batch prediction job of Vertex AI do it, for
+    models whose rows need many machines at once."""
 
 
 class Runtime(Section):

@@ -255,7 +255,12 @@ def predict_plan(pipeline: Pipeline) -> tuple[Node, ...]:
     return (
         Node(_extract(pipeline, 1)),
         Node(
-            stages.BatchPredict(destination=pipeline.predict.output, keep=keep),
+            stages.BatchPredict(
+                destination=pipeline.predict.output,
+                keep=keep,
+                job=pipeline.predict.job,
+                google=pipeline.google if pipeline.predict.job == "vertex" else None,
+            ),
             {"data": ("extract", "data")},
         ),
     )

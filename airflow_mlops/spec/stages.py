@@ -417,6 +417,10 @@ class BatchPredict(StageParams):
     """The folder of predictions: a path or any fsspec URI. Default: ``predictions/<pipeline>`` in the store."""
     keep: Names = ()
     """Columns of the input that are copied beside the predictions: keys and times."""
+    job: Literal["stage", "vertex"] = "stage"
+    """``stage`` scores in the stage, wherever that runs; ``vertex`` has a batch prediction job of Vertex AI do it."""
+    google: Google | None = None
+    """The pipeline's section of Google Cloud, for such a job. Default: none."""
 
 
 class Monitor(StageParams):

@@ -98,6 +98,12 @@ def check(pipeline: Pipeline, family: str | None = None) -> Iterator[Problem]:
 def _check_vertex_target(pipeline: Pipeline) -> Iterator[Problem]:
     """What an endpoint of Vertex AI cannot do, or not without."""
     deploy, google = pipeline.deploy, pipeline.google
+    if pipeline.predict.job == "vertex" and (google is None or google.image is None):
+        yield Problem(
+            ("predict", "job"),
+            "a batch prediction job runs a container, and no image is declared",
+            fix="google: {project: P, region: R, image: IMAGE}",
+        )
     if deploy is None or google is None or deploy.target != "vertex":
         return
     if google.image is None:

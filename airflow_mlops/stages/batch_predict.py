@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,14 @@ def run(call: Call, params: BatchPredict, store: Store) -> Outcome:
     ):
         _check_kept(params, source.schema_arrow.names)
         facts = read_facts(champion.run_id, Path(scratch, "facts"))
-        with loaded(facts, Path(scratch, "model")) as model:
-            rows, schema = _write(source, model, params.keep, stamps, file)
+        if params.job == "vertex":
+            from airflow_mlops.stages.batch_job import scored_by_job
+
+            by_job = scored_by_job(call, params.google, store, registry, champion, facts, source)
+            rows, schema = _write(source, by_job, params.keep, stamps, file)
+        else:
+            with loaded(facts, Path(scratch, "model")) as model:
+                rows, schema = _write(source, partial(score_rows, model), params.keep, stamps, file)
         digest = digest_of_file(file)
         target = Store(params.destination or store.uri("predictions", call.pipeline))
         uri = target.replace_file(file, *_partition(window))
@@ -110,7 +117,11 @@ def _check_kept(params: BatchPredict, names: list[str]) -> None:
 
 
 def _write(
-    source: pq.ParquetFile, model: Model, keep: tuple[str, ...], stamps: dict[str, str], file: Path
+    source: pq.ParquetFile,
+    score: Callable[[pa.Table], dict[str, Any]],
+    keep: tuple[str, ...],
+    stamps: dict[str, str],
+    file: Path,
 ) -> tuple[int, pa.Schema]:
     """Score batch by batch into a Parquet file; return its rows and its schema."""
     rows = 0
@@ -118,7 +129,7 @@ def _write(
     try:
         for batch in source.iter_batches(_BATCH_ROWS):
             table = pa.Table.from_batches([batch])
-            columns = {name: table[name] for name in keep} | score_rows(model, table)
+            columns = {name: table[name] for name in keep} | score(table)
             columns |= {name: pa.repeat(value, table.num_rows) for name, value in stamps.items()}
             scored = pa.table(columns)
             with reaching(str(file)):
