@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from airflow_mlops.call import ArtifactRef, Store
 from airflow_mlops.google.rest import Rest
@@ -12,6 +17,7 @@ from airflow_mlops.spec.google import Google
 from tests import toy
 from tests.loopback.gcs import PROJECT
 from tests.loopback.vertex_models import REGION, VertexModels
+from tests.serving.client import payload
 from tests.toy import World
 
 IMAGE = "europe-docker.pkg.dev/p/mlops/stage@sha256:0123"
@@ -95,3 +101,27 @@ def files_in(bucket: str) -> set[str]:
     store = Store(f"{bucket}/mlops")
     store.fs.invalidate_cache()
     return {Path(name).name for name in store.fs.find(store.path)}
+
+
+@contextmanager
+def traffic(service: VertexModels, table: pa.Table) -> Iterator[list[int]]:
+    """Clients that ask and ask through the endpoint; the statuses so far."""
+    import requests
+
+    (name,) = service.endpoints
+    url = f"{service.url}/v1/projects/p/locations/r/endpoints/{name}:rawPredict"
+    said: list[int] = []
+    over, body = threading.Event(), payload(table)
+
+    def go() -> None:
+        while not over.is_set():
+            said.append(requests.post(url, data=body, timeout=60).status_code)
+            over.wait(0.02)
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    try:
+        yield said
+    finally:
+        over.set()
+        thread.join()

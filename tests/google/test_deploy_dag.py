@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests import toy
 from tests.airflow_fixtures import Airflow
-from tests.google.made import mirrored, section
+from tests.google.made import mirrored, section, traffic
 from tests.loopback.vertex_models import VertexModels
 
 
@@ -25,3 +25,9 @@ def test_a_pipeline_serves_on_vertex_ai(airflow: Airflow, gcs: str, vertex_model
     assert list(endpoint.traffic_split.values()) == [100]
     # The credentials are those of Airflow's connection, which is anonymous here.
     assert {each.authorization for each in vertex_models.asked} == {None}
+    with traffic(vertex_models, toy.rows("2024-03", 2)) as said:
+        run = airflow.run("train", conf={"window": "2024-02"})
+    assert run.state == "success", (run.states, run.errors)
+    assert [entry.kind for entry in airflow.ledger()][2:] == ["trial", "promotion", "deployment"]
+    assert mirrored(vertex_models) == {"2": {"champion", "default"}, "1": {"previous"}}
+    assert set(said) == {200}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,9 @@ from airflow_mlops.google.names import resource_id
 from airflow_mlops.registry.ledger import Ledger
 from airflow_mlops.spec.google import Google
 from tests import toy
-from tests.google.made import Killed, Killer, mirrored, promote, section
+from tests.google.made import Killed, Killer, mirrored, promote, section, traffic
 from tests.loopback.rest import until
 from tests.loopback.vertex_models import VertexModels
-from tests.serving.client import payload
 from tests.stages.test_deployment import FAILS, GOOD
 from tests.toy import World
 
@@ -120,30 +117,6 @@ def standing(service: VertexModels) -> dict[str, int]:
         each.display_name.removeprefix("mlops-v").partition("-")[0]: endpoint.traffic_split.get(each.id, 0)
         for each in endpoint.deployed_models
     }
-
-
-@contextmanager
-def traffic(service: VertexModels, table: pa.Table) -> Iterator[list[int]]:
-    """Clients that ask and ask through the endpoint; the statuses so far."""
-    import requests
-
-    (name,) = service.endpoints
-    url = f"{service.url}/v1/projects/p/locations/r/endpoints/{name}:rawPredict"
-    said: list[int] = []
-    over, body = threading.Event(), payload(table)
-
-    def go() -> None:
-        while not over.is_set():
-            said.append(requests.post(url, data=body, timeout=60).status_code)
-            over.wait(0.02)
-
-    thread = threading.Thread(target=go)
-    thread.start()
-    try:
-        yield said
-    finally:
-        over.set()
-        thread.join()
 
 
 def kinds(line: Line) -> list[str]:
