@@ -34,6 +34,8 @@ class Connection(NamedTuple):
     @property
     def database(self) -> str:
         """Which database it is, without credentials: what makes rows of one another's or not."""
+        if self.type == "google_cloud_platform":
+            return f"{self.type}://{self.extra.get('project', '')}"
         return f"{self.type}://{self.host}:{self.port or ''}/{self.schema}"
 
     def scrub(self, text: object) -> str:

@@ -65,7 +65,8 @@ class SqlSource(Section):
     @property
     def identity(self) -> dict[str, str | None]:
         """What makes its rows these and no others."""
-        return {"connection": self.connection, "query": self.query, "table": self.table}
+        project = {"project": self.project} if self.project else {}
+        return {"connection": self.connection, "query": self.query, "table": self.table, **project}
 
     def __str__(self) -> str:
         return f"{self.table or 'the query'} of the connection {self.connection!r}"

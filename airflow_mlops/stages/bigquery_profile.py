@@ -9,15 +9,15 @@ statement from how many there are at each of a few levels; from there they are j
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from airflow_mlops.drift.arrow import floats_of, numbers_of
-from airflow_mlops.drift.bins import EMPTY, LIMIT, Bins, Floats, Integers, edges, within_limit
+from airflow_mlops.drift.bins import LIMIT, Bins, Floats, edges, within_limit
 from airflow_mlops.drift.columns import kind_of
 from airflow_mlops.drift.profile import MOST_CATEGORIES, ColumnProfile, DatasetProfile, Looked, most_frequent
 from airflow_mlops.spec.source import SqlSource
@@ -191,9 +191,7 @@ _WORD_PART = (
     "SELECT 'word', number, n, NULL, NULL, NULL, NULL, NULL, word, NULL, NULL FROM words WHERE word IS NOT NULL "
     "QUALIFY ROW_NUMBER() OVER (PARTITION BY number ORDER BY n DESC, word) <= {most}"
 )
-_NULLS_PART = (
-    "SELECT 'nulls', number, n, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM words WHERE word IS NULL"
-)
+_NULLS_PART = "SELECT 'nulls', number, n, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM words WHERE word IS NULL"
 _LOOKED_WORDS = (
     "SELECT 'looked', each.number, COUNT(each.value), COUNT(DISTINCT each.value), 0, NULL, NULL, NULL, NULL, NULL, "
     "NULL FROM first_rows, UNNEST([{values}]) AS each GROUP BY 2"
@@ -223,7 +221,9 @@ def _profile(found: pa.Table, fields: Sequence[Field], time: str | None) -> Data
         if kind == "number":
             column = _number(column, of["number"], of["bin"])
         elif kind == "category":
-            counts, error = most_frequent(dict(zip(*(of["word"][name].to_pylist() for name in ("word", "n")), strict=True)))
+            counts, error = most_frequent(
+                dict(zip(*(of["word"][name].to_pylist() for name in ("word", "n")), strict=True))
+            )
             nulls = of["nulls"]["n"][0].as_py() if of["nulls"].num_rows else 0
             column = replace(column, nulls=nulls, counts=counts, error=error)
         elif kind == "time":

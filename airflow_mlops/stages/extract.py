@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -94,12 +94,17 @@ def _from_files(
     return refs
 
 
+def identity_of(params: Extract, source: SqlSource) -> dict[str, Any]:
+    """What makes the windows of a database these and no others, without secrets."""
+    database = connection_of(source.connection).database
+    return {**source.identity, "database": database, "time": params.time, "grain": params.grain}
+
+
 def _from_database(
     params: Extract, source: SqlSource, windows: tuple[Window, ...], store: Store, call: Call | None
 ) -> ArtifactRef:
     connection = connection_of(source.connection)
-    identity = {**source.identity, "database": connection.database, "time": params.time, "grain": params.grain}
-    kept = Snapshots(store, call, identity)
+    kept = Snapshots(store, call, identity_of(params, source))
     given = kept.of_run()
     if given is not None:
         return given

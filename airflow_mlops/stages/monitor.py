@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 
 from airflow_mlops.call.store import Store
-from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, digest_of
+from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
 from airflow_mlops.drift.columns import facts
 from airflow_mlops.drift.decide import ColumnDrift, Decision, Past, decide
 from airflow_mlops.drift.profile import DatasetProfile
@@ -27,10 +27,10 @@ from airflow_mlops.registry.verdicts import NO_WINDOW, Verdicts
 from airflow_mlops.spec.pipeline import WindowDrift
 from airflow_mlops.spec.stages import Monitor
 from airflow_mlops.spec.window import Grain, Window, last_windows, parse_key
-from airflow_mlops.stages.extract import extract_parts
-from airflow_mlops.stages.profiles import profile_of, reference_in
+from airflow_mlops.stages.profiles import reference_in
 from airflow_mlops.stages.tables import read_table
 from airflow_mlops.stages.verdict import said_of, tell_drift
+from airflow_mlops.stages.watched import watched
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +79,8 @@ def compare(call: Call, params: Monitor, champion: Version, registry: str, verdi
         SchemaError: when the window has not the form of the reference.
         DataNotFoundError: when there is no data for it.
     """
-    parts = extract_parts(params.extract, call.window, store, call)
-    current = DatasetProfile(0, {}, params.time)
-    for part in parts:
-        current = current.merge(profile_of(part, store, params.time))
     reference = reference_in(champion.run_id, registry, store)
+    current, data, parts = watched(params, call, store, reference.others)
     rule = params.data_drift
     together = None
     if rule.multivariate and min(reference.rows, current.rows) >= rule.min_rows:
@@ -94,7 +91,6 @@ def compare(call: Call, params: Monitor, champion: Version, registry: str, verdi
     past = past_of(verdicts, params.data_drift, call.window, params.grain, params.last, champion.version)
     decision = decide(reference, current, rule, past, _span(call, params), together)
     require_form(decision)
-    data = parts[0].digest if len(parts) == 1 else digest_of([part.digest for part in parts])
     said = {**said_of(decision, current.rows, champion.version), "data": data}
     return Compared(said, decision, (reference, current))
 

@@ -89,14 +89,14 @@ class RowRule:
         self.rows += (shown + first).tolist()
         if self.columns and len(shown):
             picked = [batch.column(name).take(pa.array(shown)).to_pylist() for name in self.columns]
-            self.examples += [", ".join(map(_short, values)) for values in zip(*picked, strict=True)]
+            self.examples += [", ".join(map(short, values)) for values in zip(*picked, strict=True)]
         if self.kind in ("min", "max"):
             bounds = pc.min_max(batch.column(self.columns[0]).filter(pa.array(mask))).as_py()
             ends = [float(bounds[self.kind]), *([] if self.worst is None else [self.worst])]
             self.worst = min(ends) if self.kind == "min" else max(ends)
         if self.kind == "categories" and len(self.values) <= SHOWN:
             there = pc.unique(batch.column(self.columns[0]).filter(pa.array(mask))).to_pylist()
-            self.values |= dict.fromkeys(map(_short, there[: 2 * SHOWN]))
+            self.values |= dict.fromkeys(map(short, there[: 2 * SHOWN]))
 
     def text(self, rows: int) -> str:
         """What was found, as a sentence, of so many rows in all."""
@@ -131,7 +131,8 @@ def _break(count: int) -> str:
     return "breaks" if count == 1 else "break"
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as it is shown."""
     text = str(value)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
@@ -204,7 +205,7 @@ class RowRules:
         if column is not None and column.categories is not None:
             known = list(column.categories)
             title = f"{name} is one of {len(known)} categories"
-            rule = RowRule(title, (name,), schema.severity(column), kind="categories")
+            rule = RowRule(title, (name,), schema.severity(column), kind="categories", limit=known)
             checks.append(self._check_of(rule, lambda values: values.isin(known)))
         return pandera.Column(None, checks, nullable=True)
 

@@ -154,7 +154,7 @@ def validate(
         parquet = stack.enter_context(_open(file))
         arrow = canonical(parquet.schema_arrow)
         total = parquet.metadata.num_rows
-        checked = list(_check_columns(arrow, schema, target, time))
+        checked = list(check_columns(arrow, schema, target, time))
         facts = {name: ColumnFacts(arrow.field(name).type) for name in arrow.names}
         rules, repeated = None, None
         if schema is not None:
@@ -197,11 +197,11 @@ def validate(
     gone = int(aside.sum()) if aside is not None else 0
     kept = total - gone
     if rules is not None:
-        checked += [_checked(rule, total) for rule in rules.rules]
+        checked += [judged(rule, total) for rule in rules.rules]
         checked += [Checked(title, "not_judged") for title in rules.unjudged]
     if quarantine is not None:
-        checked.append(_check_share(gone, total, quarantine.max_share))
-    checked += _check_whole(facts, schema, kept, target, window)
+        checked.append(check_share(gone, total, quarantine.max_share))
+    checked += check_whole(facts, schema, kept, target, window)
     sample = pa.Table.from_batches(pieces, arrow) if sampled is not None else None
     return Result(total, kept, checked, {name: found.facts() for name, found in facts.items()}, aside, sample)
 
@@ -273,7 +273,7 @@ def _open(file: Path) -> pq.ParquetFile:
     return pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER)
 
 
-def _check_columns(
+def check_columns(
     arrow: pa.Schema, schema: DataSchema | None, target: str | None, time: str | None
 ) -> Iterator[Checked]:
     """What the columns' names and types show, before any row is read."""
@@ -306,14 +306,14 @@ def _check_columns(
             yield Checked("no column but the schema's", "ok")
 
 
-def _checked(rule: Any, rows: int) -> Checked:
+def judged(rule: Any, rows: int) -> Checked:
     """A rule about single rows, after all of them were looked at."""
     verdict: Word = rule.severity if rule.broken else "ok"
     said = rule.text(rows) if rule.broken else ""
     return Checked(rule.rule, verdict, said, rule.columns, rule.broken, tuple(rule.examples), tuple(rule.rows))
 
 
-def _check_share(gone: int, rows: int, most: float) -> Checked:
+def check_share(gone: int, rows: int, most: float) -> Checked:
     rule = f"at most {most:.2%} of the rows are set aside"
     if gone > most * rows:
         said = f"{gone} of {rows} rows ({gone / rows:.2%}) would be set aside; at most {most:.2%} may be"
@@ -321,7 +321,7 @@ def _check_share(gone: int, rows: int, most: float) -> Checked:
     return Checked(rule, "ok", f"{gone} of {rows} rows are set aside" if gone else "", broken=gone)
 
 
-def _check_whole(
+def check_whole(
     facts: dict[str, ColumnFacts], schema: DataSchema | None, kept: int, target: str | None, window: Window | None
 ) -> Iterator[Checked]:
     """What only all rows together show, of those that go on."""

@@ -63,7 +63,9 @@ def test_a_window_of_every_kind(bigquery: Any) -> None:
             "whole": random.integers(-5, 5, count),
             "counter": np.arange(count),
             "huge": random.integers(-(2**63), 2**63 - 1, count),
-            "word": pa.array(words).take(pa.array(np.where(random.random(count) < 0.1, None, np.arange(count)), pa.int64())),
+            "word": pa.array(words).take(
+                pa.array(np.where(random.random(count) < 0.1, None, np.arange(count)), pa.int64())
+            ),
             "flag": random.random(count) < 0.5,
             "day": pa.array(ats * 1_000_000, pa.timestamp("us")).cast(pa.date32(), safe=False),
             "nothing": pa.nulls(count, pa.float64()),

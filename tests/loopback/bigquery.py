@@ -190,6 +190,8 @@ class BigQuery:
         """The rows of a query, with the types that the analyzer told."""
 
         def bound(node: exp.Expression) -> exp.Expression:
+            if isinstance(node, exp.Limit) and not isinstance(node.parent, exp.Query):
+                return node.this  # of an aggregate, which DuckDB does not know
             if isinstance(node, exp.Parameter):
                 kind, value = parameters[node.name]
                 return exp.cast(exp.Literal.string(value), kind, dialect="bigquery")

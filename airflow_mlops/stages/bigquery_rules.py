@@ -1,0 +1,175 @@
+"""A window of BigQuery held against the data schema where it lies: one statement, of which one row comes back.
+
+It counts what the pass over rows counts, rule by rule. Functions of the team's own code, and what is compared with the
+champion, are not judged here, and the result says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from airflow_mlops.spec.data_schema import CheckRule, DataSchema
+from airflow_mlops.spec.source import SqlSource
+from airflow_mlops.spec.window import Window
+from airflow_mlops.stages.bigquery import BigQuery, Field, quoted
+from airflow_mlops.stages.column_facts import ColumnFacts
+from airflow_mlops.stages.row_rules import SHOWN, RowRule, RowRules, short
+from airflow_mlops.stages.tables import type_of
+from airflow_mlops.stages.validate_data import Checked, Result, check_columns, check_share, check_whole, judged
+
+
+def validate(
+    database: BigQuery,
+    source: SqlSource,
+    schema: DataSchema,
+    *,
+    target: str | None = None,
+    time: str | None = None,
+    window: Window | None = None,
+) -> Result:
+    """Hold a window against a schema; no row of it is read.
+
+    Rows that repeat a key are counted, and not taken into the share of rows that would be set aside.
+
+    Args:
+        database: where it is.
+        source: what is validated.
+        schema: the reviewed schema.
+        target: the column to predict.
+        time: the column that says when a row happened.
+        window: which of its rows; None takes all.
+
+    Raises:
+        DataError: when it would process more than ``max_bytes``, or BigQuery refuses it.
+        SchemaError: when a column is of a type that no model can use.
+        SourceUnreachableError: when BigQuery does not answer.
+    """
+    fields = database.fields(source, window)
+    arrow = pa.schema([(field.name, field.arrow) for field in fields])
+    functions = [check.title for check in schema.checks if check.function]
+    compared = tuple(check for check in schema.checks if not check.function)
+    rules = RowRules(schema.model_copy(update={"checks": compared}), arrow, target)
+    breaks = [_broken(rule, compared, arrow) for rule in rules.rules]
+    asked = [*_facts(fields), *_counts(rules.rules, breaks)]
+    plain = database.windowed(source, fields, time, window)
+    columns = ",\n  ".join(f"{what} AS {name}" for name, what in asked)
+    text = f"WITH rows_of_window AS (\n{plain.text}\n)\nSELECT\n  {columns}\nFROM rows_of_window"
+    statement = database.dry(replace(plain, text=text))
+    database.allow([statement])
+    found = database.rows(database.start(statement), statement)
+    said = pa.concat_tables(found.tables()).to_pylist()[0]
+    return _result(said, rules, functions, schema, arrow, target, time, window)
+
+
+def _facts(fields: Sequence[Field]) -> Iterator[tuple[str, str]]:
+    yield "total", "COUNT(*)"
+    for number, field in enumerate(fields):
+        name, word = quoted(field.name), type_of(field.arrow)
+        floats = pa.types.is_floating(field.arrow)
+        finite = f"IF(IS_NAN({name}) OR IS_INF({name}), NULL, {name})" if floats else name
+        yield f"missing_{number}", f"COUNTIF({_missing(name, field.arrow)})"
+        if floats:
+            yield f"infinite_{number}", f"COUNTIF(IS_INF({name}))"
+        if word in ("integer", "number", "timestamp", "date"):
+            yield f"low_{number}", f"MIN({finite})"
+            yield f"high_{number}", f"MAX({finite})"
+
+
+def _counts(rules: Sequence[RowRule], breaks: Sequence[str]) -> Iterator[tuple[str, str]]:
+    aside = []
+    for number, (rule, broken) in enumerate(zip(rules, breaks, strict=True)):
+        if rule.kind == "unique":
+            key = ", ".join(quoted(name) for name in rule.columns)
+            yield f"broken_{number}", f"COUNT(*) - COUNT(DISTINCT TO_JSON_STRING(STRUCT({key})))"
+            continue
+        yield f"broken_{number}", f"COUNTIF({broken})"
+        if rule.severity == "quarantine":
+            aside.append(f"IFNULL({broken}, FALSE)")
+        if rule.kind in ("min", "max"):
+            name = quoted(rule.columns[0])
+            yield f"worst_{number}", f"CAST({rule.kind.upper()}(IF({broken}, {name}, NULL)) AS FLOAT64)"
+        if rule.kind == "categories":
+            word = f"CAST({quoted(rule.columns[0])} AS STRING)"
+            yield f"values_{number}", f"STRING_AGG(DISTINCT IF({broken}, {word}, NULL), '\\x1f' LIMIT {SHOWN + 1})"
+    yield "aside", f"COUNTIF({' OR '.join(aside) or 'FALSE'})"
+
+
+def _broken(rule: RowRule, checks: Sequence[CheckRule], arrow: pa.Schema) -> str:
+    """The condition that a row meets which breaks a rule; NULL where it is not judged."""
+    if rule.kind == "unique":
+        return ""
+    if rule.kind == "check":
+        check = next(each for each in checks if each.title == rule.rule)
+        left, right = (_comparable(str(name), arrow) for name in (check.left, check.right))
+        return f"NOT ({left} {check.op} {right})"
+    name = quoted(rule.columns[0])
+    kind = arrow.field(rule.columns[0]).type
+    if rule.kind in ("nulls", "target"):
+        return _missing(name, kind)
+    if rule.kind == "infinite":
+        return f"IS_INF({name})"
+    if rule.kind == "categories":
+        return f"{name} NOT IN ({', '.join(map(_literal, rule.limit))})"
+    sign = "<" if rule.kind == "min" else ">"
+    finite = f"NOT (IS_NAN({name}) OR IS_INF({name})) AND " if pa.types.is_floating(kind) else ""
+    return f"{finite}{name} {sign} {_literal(rule.limit)}"
+
+
+def _missing(name: str, kind: pa.DataType) -> str:
+    return f"{name} IS NULL OR IS_NAN({name})" if pa.types.is_floating(kind) else f"{name} IS NULL"
+
+
+def _comparable(name: str, arrow: pa.Schema) -> str:
+    """A side of a comparison: NaN is no value."""
+    kind = arrow.field(name).type
+    if pa.types.is_floating(kind):
+        return f"IF(IS_NAN({quoted(name)}), NULL, {quoted(name)})"
+    return quoted(name)
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).upper()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    written = str(value).replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n").replace("\r", "\\r")
+    return f"'{written}'"
+
+
+def _result(
+    said: dict[str, Any],
+    rules: RowRules,
+    functions: Sequence[str],
+    schema: DataSchema,
+    arrow: pa.Schema,
+    target: str | None,
+    time: str | None,
+    window: Window | None,
+) -> Result:
+    total = said["total"]
+    facts = {}
+    for number, field in enumerate(arrow):
+        facts[field.name] = fact = ColumnFacts(field.type)
+        fact.rows, fact.nulls, fact.infinite = total, said[f"missing_{number}"], said.get(f"infinite_{number}", 0)
+        fact.low, fact.high = said.get(f"low_{number}"), said.get(f"high_{number}")
+    for number, rule in enumerate(rules.rules):
+        rule.broken, rule.worst = said[f"broken_{number}"], said.get(f"worst_{number}")
+        words = (said.get(f"values_{number}") or "").split("\x1f")
+        if rule.kind == "categories" and pa.types.is_boolean(arrow.field(rule.columns[0]).type):
+            words = [word.capitalize() for word in words]
+        rule.values = dict.fromkeys(map(short, words))
+    found = list(check_columns(arrow, schema, target, time))
+    found += [judged(rule, total) for rule in rules.rules]
+    found += [Checked(title, "not_judged") for title in (*rules.unjudged, *functions)]
+    if schema.needs_champion:
+        found.append(Checked("what is compared with the champion", "not_judged"))
+    gone = said["aside"] if schema.quarantine else 0
+    if schema.quarantine is not None:
+        found.append(check_share(gone, total, schema.quarantine.max_share))
+    found += check_whole(facts, schema, total - gone, target, window)
+    columns = {name: {k: v for k, v in fact.facts().items() if k != "distinct"} for name, fact in facts.items()}
+    return Result(total, total - gone, found, columns, None, None)
