@@ -7,6 +7,7 @@
     │   ├── DataNotFoundError       no data where the declaration says, or an empty window
     │   ├── SchemaError             a column is gone, of another type, or breaks a hard rule
     │   └── SourceUnreachableError  (worth a retry)
+    ├── PromiseError                a model that was trained on a sample does not keep what its pipeline promises
     ├── GateError                   a gate could not be computed (a *failed* gate is a verdict, not an error)
     ├── RegistryError               the model registry refused
     │   ├── ModelNotFoundError      no such model, version or champion
@@ -125,6 +126,10 @@ class SourceUnreachableError(DataError):
     """The database does not answer, or the connection broke while rows were read."""
 
     retryable = True
+
+
+class PromiseError(MlopsError):
+    """A model that was trained on a sample does not keep what its pipeline promises."""
 
 
 class GateError(MlopsError):

@@ -1,4 +1,4 @@
-"""The commands of continuous delivery: ``build``, ``deploy``, ``release`` and ``diff``."""
+"""The commands of continuous integration and delivery: ``test``, ``build``, ``deploy``, ``release`` and ``diff``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow_mlops.cli.where import add_environment
 from airflow_mlops.errors import DeliveryError
 
 if TYPE_CHECKING:
@@ -21,6 +22,16 @@ FILE = "deploy.yaml"
 
 def add_delivery(commands: Any) -> None:
     """Add the commands to a parser's subparsers."""
+    testing = commands.add_parser(
+        "test", help="check on a sample what pipelines promise: code, data, features, model, DAGs; exit code 1 if not"
+    )
+    testing.add_argument("files", nargs="+", metavar="FILE", help="YAML files of pipelines")
+    add_environment(testing)
+    testing.add_argument("--sample", type=int, metavar="ROWS", help="how many rows are used (default: tests.rows)")
+    testing.add_argument("--junit", metavar="FILE", help="write the checks there as JUnit's XML")
+    testing.add_argument("--github", action="store_true", help="also print what failed as annotations of GitHub")
+    testing.set_defaults(handler=_test)
+
     building = commands.add_parser(
         "build", help="put pipelines and all that they need into one bundle, the same byte for byte for the same input"
     )
@@ -73,6 +84,12 @@ def add_delivery(commands: Any) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default=FILE, metavar="FILE", help="the environments (default: %(default)s)")
     parser.add_argument("--by", metavar="NAME", help="who does it, for the record (default: the user's name)")
+
+
+def _test(options: argparse.Namespace) -> int:
+    from airflow_mlops.cli.test import test
+
+    return test(options)
 
 
 def _build(options: argparse.Namespace) -> int:

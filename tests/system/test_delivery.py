@@ -15,7 +15,7 @@ from airflow_mlops.cli.services import Services
 from tests import toy
 from tests.delivery.made import project
 
-QUICK = {"retries": 0, "evaluate": {"plots": False}, "validate_model": {"versus_champion": None}}
+QUICK = {"retry_delay": "1s", "evaluate": {"plots": False}, "validate_model": {"versus_champion": None}}
 
 
 def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
