@@ -175,6 +175,10 @@ FLEETS: dict[str, dict[str, object]] = {
 """Pipelines ``past_held``, ``crew_a`` and so on; the members of a fleet read the same files."""
 
 
+HEARD = ("heard1", "heard2")
+"""Pipelines of two DAG files that name one subscription."""
+
+
 CLOUDY = "flights_cloud"
 """The flights, on Google Cloud."""
 
@@ -234,6 +238,13 @@ def running(tmp_path_factory: pytest.TempPathFactory, cloud: Cloud) -> Iterator[
         (dags / name).mkdir()
         body = {**toy_declaration(name, **sections), "name": f"{name}_{{kind}}"}
         (dags / "toys" / f"{name}.yaml").write_text(yaml.safe_dump(body))
+    _, subscription = cloud.pubsub.make("heard")
+    for name in HEARD:
+        (dags / name).mkdir()
+        listening = {"triggers": [{"pubsub": subscription}], "cooldown": "0s", "max_per_week": None}
+        body = toy_declaration(name, **QUIET, retrain=listening)
+        (dags / name / f"{name}.yaml").write_text(yaml.safe_dump(body))
+        (dags / f"{name}_dags.py").write_text(LOADER.replace("toys/", f"{name}/"))
     cloud.pubsub.make(CLOUDY)
     (dags / f"{CLOUDY}.yaml").write_text(yaml.safe_dump(cloudy_declaration(cloud.bucket)))
     (dags / "toy_dags.py").write_text(LOADER)
