@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 pytest_plugins = [
     "tests.airflow_fixtures",
-    "tests.running",
     "tests.loopback.gcs",
     "tests.loopback.jobs",
     "tests.loopback.vertex_models",
     "tests.loopback.pubsub",
     "tests.loopback.warehouse",
     "tests.loopback.cloud",
+    "tests.running",
 ]
 
 QUIET = {
