@@ -22,6 +22,10 @@ HEAVY = (
     "duckdb",
     "matplotlib",
     "google.cloud",
+    "google.pubsub_v1",
+    "google.api_core",
+    "google.auth",
+    "grpc",
     "skops",
     "scipy",
     "optuna",
@@ -91,6 +95,8 @@ def test_a_dag_file_loads_nothing_heavy(tmp_path: Path, text: str, dags: list[st
     toy.declare(tmp_path, prepare={"features": "churn.features:build", "split": {"by": "time"}})
     members = ", ".join(f"'{member:03}'" for member in range(100))
     one = (tmp_path / "toy.yaml").read_text().replace("name: toy\n", "name: 'toy-{member}'\n")
+    one += "google: {project: my-project, region: europe-west1, topic: events}\n"
+    one = one.replace("retrain:\n", "retrain:\n  triggers: [drift, {pubsub: requests}]\n")
     (tmp_path / "fleet.yaml").write_text(f"{one}for_each: {{member: [{members}]}}\npool: {{name: all, slots: 2}}\n")
     (tmp_path / "dag_file.py").write_text(text)
 

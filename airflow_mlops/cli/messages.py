@@ -44,8 +44,12 @@ def show(options: argparse.Namespace) -> int:
         print(f"{name}: {', '.join(sorted(each.model for each in inbox.listeners())) or 'nobody'} listens")
         if told:
             print(f"  nothing is received since {told['at'][:19]}: {told['what']}")
+        of_nobody = [each for each in shown if not (each.models or each.problem)]
         for each in shown:
-            print("\n".join(_lines(each)))
+            if each not in of_nobody:
+                print("\n".join(_lines(each)))
+        if of_nobody:
+            print(f"  {len(of_nobody)} more were for nobody, such as files that no pipeline reads")
     if options.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     return 1 if trouble else 0
@@ -62,7 +66,7 @@ def as_json(stand: Stand) -> dict[str, Any]:
 
 def _lines(stand: Stand) -> list[str]:
     message = stand.message
-    who = "of no use here" if message.ignored else f"for {', '.join(stand.models) or 'nobody'}"
+    who = f"for {', '.join(stand.models) or 'nobody'}"
     what = message.file or message.text
     lines = [f"  {message.id}  {message.published:%Y-%m-%d %H:%M:%S}  {who}{f': {what}' if what else ''}"]
     if stand.problem:
