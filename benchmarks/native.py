@@ -197,6 +197,23 @@ class Native(Services):
         self.wait_for_workers()
         self.log_in()
 
+    def wait(self, name: str, ready: Callable[[], bool], seconds: float) -> None:
+        """Wait for something while all services go on; one that is too busy to answer in time is asked again.
+
+        Raises:
+            ServiceError: when a service ends, or the time is over.
+        """
+
+        def patient() -> bool:
+            try:
+                return ready()
+            except ServiceError as error:
+                if "timed out" in str(error):
+                    return False
+                raise
+
+        super().wait(name, patient, seconds)
+
     def wait_for_workers(self) -> None:
         """Wait until every worker takes tasks."""
         for worker in self.workers:

@@ -86,9 +86,8 @@ class Traffic(threading.Thread):
         self.join()
 
 
-@pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Native]:
-    home = tmp_path_factory.mktemp("production")
+def lay_out(home: Path) -> Path:
+    """A DAGs folder with the flights pipeline, whose training can be held."""
     dags = home / "dags"
     for name in FILES:
         (dags / name).parent.mkdir(parents=True, exist_ok=True)
@@ -103,8 +102,14 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Native]:
     declaration |= {"task": "binary", "retries": 2, "retry_delay": "1s", "pool": {"name": "trainings", "slots": 2}}
     declaration["evaluate"] |= {"plots": False}
     (dags / "flights.yaml").write_text(yaml.safe_dump(declaration))
+    return dags
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Native]:
+    home = tmp_path_factory.mktemp("production")
     try:
-        services = Native(home, dags, settings=QUICK)
+        services = Native(home, lay_out(home), settings=QUICK)
     except NoRedisError as error:
         pytest.skip(str(error))
     with services:
