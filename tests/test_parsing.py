@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from airflow_mlops.call import Store
+from airflow_mlops.backends import Handle
+from airflow_mlops.call import Call, Store
 from airflow_mlops.registry.ledger import Ledger
 from tests import toy
 from tests.toy import finish, start
@@ -21,11 +23,12 @@ HEAVY = (
     "pyarrow",
     "duckdb",
     "matplotlib",
+    "google.auth",
     "google.cloud",
     "google.pubsub_v1",
     "google.api_core",
-    "google.auth",
     "grpc",
+    "gcsfs",
     "skops",
     "scipy",
     "optuna",
@@ -75,6 +78,21 @@ with DAG("own", schedule=None) as dag:
 """
 
 
+VERTEX = """
+from airflow.sdk import DAG
+from airflow_mlops import load_dags
+from airflow_mlops.operators import TrainModelOperator
+load_dags("vertex.yml", globals())
+google = {"project": "my-project", "region": "europe-west1", "image": "europe-docker.pkg.dev/p/r/stage:1"}
+with DAG("own-vertex", schedule=None):
+    TrainModelOperator(
+        task_id="train", train=None, target="y", estimator="sklearn.linear_model.Ridge",
+        store="gs://bucket/mlops", backend="vertex", backend_options=google,
+    )
+"""
+GOOGLE = "{project: my-project, region: europe-west1, bucket: my-bucket, image: europe-docker.pkg.dev/p/r/stage:1}"
+
+
 @pytest.mark.parametrize(
     ("text", "dags"),
     [
@@ -88,8 +106,9 @@ with DAG("own", schedule=None) as dag:
             ),
         ),
         (OWN, ["own"]),
+        (VERTEX, ["on-vertex.monitor", "on-vertex.predict", "on-vertex.rollback", "on-vertex.train", "own-vertex"]),
     ],
-    ids=["declared", "fleet", "own"],
+    ids=["declared", "fleet", "own", "vertex"],
 )
 def test_a_dag_file_loads_nothing_heavy(tmp_path: Path, text: str, dags: list[str]) -> None:
     toy.declare(tmp_path, prepare={"features": "churn.features:build", "split": {"by": "time"}})
@@ -98,6 +117,8 @@ def test_a_dag_file_loads_nothing_heavy(tmp_path: Path, text: str, dags: list[st
     one += "google: {project: my-project, region: europe-west1, topic: events}\n"
     one = one.replace("retrain:\n", "retrain:\n  triggers: [drift, {pubsub: requests}]\n")
     (tmp_path / "fleet.yaml").write_text(f"{one}for_each: {{member: [{members}]}}\npool: {{name: all, slots: 2}}\n")
+    on_vertex = one.replace("'toy-{member}'", "on-vertex") + f"backend: vertex\ngoogle: {GOOGLE}\n"
+    (tmp_path / "vertex.yml").write_text(on_vertex)
     (tmp_path / "dag_file.py").write_text(text)
 
     found = finish(start(PARSE, str(tmp_path), " ".join(HEAVY)))
@@ -140,6 +161,37 @@ def test_a_poll_loads_nothing_heavy_and_never_evidently(tmp_path: Path) -> None:
         {**every, "sensor": "performance", "predictions": said, "labels": f"{tmp_path}/labels/{{window}}.parquet"},
     ]
     assert finish(start(POLL, json.dumps(waiting), " ".join(HEAVY))) == ["2024-02"] * 3
+
+
+LOOK = """
+import asyncio, json, sys
+import airflow.triggers.base
+before = set(sys.modules)
+from airflow_mlops.triggers import JobTrigger
+async def first(arguments):
+    async for event in JobTrigger(**arguments).run():
+        return "fired"
+found = [asyncio.run(first(json.loads(sys.argv[1])))]
+found += [name for name in set(sys.modules) - before if name.startswith(tuple(sys.argv[2].split()))]
+print(json.dumps(found))
+"""
+
+
+def test_a_look_at_a_job_loads_no_client_of_vertex(vertex: Any, gcs: str) -> None:
+    """The provider's hook for connections, google.auth and requests are all that a triggerer loads for it."""
+    options = {"project": "p", "region": "us-central1"}
+    call = Call(pipeline="toy", stage="train", run="r", store=f"{gcs}/mlops")
+    handle = Handle(backend="vertex", job="projects/p/locations/us-central1/customJobs/1", call=call)
+    arguments = {
+        "backend": "vertex",
+        "options": options,
+        "handle": handle.model_dump(mode="json"),
+        "poll_interval": 0.01,
+    }
+    clients = " ".join(name for name in HEAVY if name not in ("google.auth", "google.cloud"))
+    clients += " google.cloud.aiplatform google.cloud.secretmanager google.cloud.logging vertexai"
+    assert finish(start(LOOK, json.dumps(arguments), clients)) == ["fired"]
+    assert len(vertex.requests("GET", "customJobs/1")) == 1
 
 
 def test_the_package_itself_imports_no_airflow() -> None:

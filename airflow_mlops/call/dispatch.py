@@ -79,6 +79,34 @@ def run(call: Call) -> Outcome:
     return outcome
 
 
+def known(call: Call) -> Outcome | None:
+    """What an earlier try, or an equal Call of an earlier run, has come to; None where it has to be run.
+
+    For backends that take minutes to start what would then find the same.
+
+    Raises:
+        MlopsError: when the store or the registry cannot be asked.
+    """
+    store = Store(call.store)
+    if call.stage in ONCE and (earlier := store.read_outcome(call)) is not None:
+        return earlier
+    looked = cache.look(call, STAGES[call.stage].model_validate(call.params), store)
+    if looked is None or looked.outcome is None:
+        return None
+    log.info("%s: cache %s", call.where, looked.reason)
+    store.write_outcome(looked.outcome)
+    return looked.outcome
+
+
+def keep(call: Call, outcome: Outcome) -> Outcome:
+    """Keep what came of a Call that was not run here, for the next try and for later runs."""
+    store, given = Store(call.store), STAGES[call.stage].model_validate(call.params)
+    looked = cache.look(call, given, store)
+    outcome = cache.keep(looked, call, given, outcome, store) if looked else outcome
+    store.write_outcome(outcome)
+    return outcome
+
+
 def _compute(call: Call, given: params.StageParams, store: Store, looked: cache.Looked | None) -> Outcome:
     for ref in looked.damaged if looked else ():
         # Under its name nothing else would be written.

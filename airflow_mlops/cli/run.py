@@ -21,6 +21,7 @@ from airflow_mlops.backends import TERMINAL, Backend, backend_of, carrier, relay
 from airflow_mlops.backends.subprocess import SubprocessBackend
 from airflow_mlops.call.cache import INFO
 from airflow_mlops.call.code import snapshot
+from airflow_mlops.call.dispatch import known
 from airflow_mlops.call.source import windows_of
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, RegistryRef, digest_of
@@ -30,7 +31,7 @@ from airflow_mlops.errors import CodeError, DataNotFoundError, DeclarationError,
 from airflow_mlops.registry import ModelRegistry
 from airflow_mlops.registry.mlflow_api import mlflow_api
 from airflow_mlops.spec import Declaration, Node, dump_pipeline, load_declarations, train_plan
-from airflow_mlops.spec.google import VERTEX
+from airflow_mlops.spec.google import VERTEX, Google
 from airflow_mlops.spec.plan import callables_of, carried_by
 from airflow_mlops.spec.source import SqlSource
 from airflow_mlops.spec.stages import resolve
@@ -253,9 +254,9 @@ def registry_of(options: argparse.Namespace, state: Path, name: str) -> Registry
     return RegistryRef(uri=uri, model=name, experiment=name)
 
 
-def store_of(options: argparse.Namespace, state: Path) -> str:
-    """The root of the store: the one given, or one in the state folder."""
-    return options.store or str(state.absolute() / "store")
+def store_of(options: argparse.Namespace, state: Path, google: Google | None = None) -> str:
+    """The root of the store: the one given, that of a declared bucket, or one in the state folder."""
+    return options.store or (google.store if google else None) or str(state.absolute() / "store")
 
 
 @contextlib.contextmanager
@@ -276,10 +277,13 @@ def _carry(backend: Backend, call: Call) -> Outcome:
     if backend.attached:
         handle = backend.submit(call, {})
     else:
-        # What travels beside a Call: a job elsewhere inherits nothing of this process.
+        found = backend.find(call)
+        if found is None and (outcome := known(call)) is not None:
+            return outcome
+        # A job elsewhere inherits nothing of this process.
         secrets = {name: os.environ[name] for name in _CREDENTIALS if name in os.environ}
-        handle = backend.find(call) or backend.submit(call, secrets)
-        print(f"  {call.stage:<15} {handle.url or handle.job}", file=sys.stderr, flush=True)
+        handle = found if found is not None else backend.submit(call, secrets)
+        print(f"  {call.stage:<15} runs as {handle.url or handle.job}", file=sys.stderr, flush=True)
         while backend.status(handle) not in TERMINAL:
             time.sleep(_LOOK_SECONDS)
     relay(backend.logs(handle), log)

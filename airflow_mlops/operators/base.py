@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from airflow_mlops.backends.base import TERMINAL, Backend, Handle, backend_of, carrier, connection_of, relay
 from airflow_mlops.call.code import snapshot
-from airflow_mlops.call.dispatch import STAGES
+from airflow_mlops.call.dispatch import STAGES, known
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
 from airflow_mlops.errors import DeclarationError
@@ -235,6 +235,9 @@ class StageTask:
         backend = backend_of(name, options)
         with acting(backend, call):
             handle = backend.find(call)
+            if handle is None and not backend.attached and (outcome := known(call)) is not None:
+                self.log.info("%s: no job is needed", call.where)
+                return outcome
             if handle is None:
                 handle = backend.submit(call, self._secrets(call))
             else:

@@ -75,7 +75,7 @@ def _value(dimension: Range | Choices, text: str) -> Any:
 
 
 def conclude(call: Call, metric: str, store: Store, found: Sequence[Mapping[str, Any]]) -> Outcome:
-    """What the trials came to, as the Outcome of the tuning stage, kept in the store.
+    """What the trials came to, as the Outcome of the tuning stage.
 
     Args:
         call: of the tuning stage.
@@ -88,9 +88,7 @@ def conclude(call: Call, metric: str, store: Store, found: Sequence[Mapping[str,
     study = _Ended(call, params, metric, found)
     diary = Diary(ModelRegistry.of(call, store), call, study, metric)
     diary.catch_up(study.trials())
-    outcome = concluded(call, study, metric, store, diary)
-    store.write_outcome(outcome)
-    return outcome
+    return concluded(call, study, metric, store, diary)
 
 
 class _Ended:

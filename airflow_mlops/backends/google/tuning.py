@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from airflow_mlops.call.dispatch import stage_module
+from airflow_mlops.call.dispatch import keep, stage_module
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, Outcome
 from airflow_mlops.errors import CodeError, DeclarationError, MlopsError, error_of
@@ -128,4 +128,4 @@ def conclude(call: Call, job: Mapping[str, Any], read: Callable[[str], bytes | N
         )
     metric = settled(call).params["metric"]
     outcome: Outcome = stage_module("trials").conclude(call, metric, Store(call.store), trials)
-    return outcome
+    return keep(call, outcome)
