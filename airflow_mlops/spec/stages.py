@@ -16,7 +16,7 @@ from airflow_mlops.spec.data_schema import DataSchema, load_schema
 from airflow_mlops.spec.google import Google
 from airflow_mlops.spec.metrics import Task
 from airflow_mlops.spec.pipeline import DataDrift, PredictionDrift, Pruner, Sampler, Split, VersusChampion
-from airflow_mlops.spec.source import Snapshots, Source, is_windowed
+from airflow_mlops.spec.source import Snapshots, Source, SqlSource, is_windowed
 from airflow_mlops.spec.space import Space
 from airflow_mlops.spec.window import Grain
 
@@ -58,7 +58,12 @@ class StageParams(Section):
     def google_connections(self) -> tuple[str, ...]:
         """The Airflow connections to Google Cloud that the stage acts by where it runs in Airflow."""
         google = getattr(self, "google", None)
-        return (google.connection,) if google else ()
+        sources = (getattr(self, name, None) for name in ("source", "labels"))
+        # Of a source it may be one to another database: it is asked for only by whoever acts on Google Cloud.
+        named = [*([google] if google else []), *(each for each in sources if isinstance(each, SqlSource))]
+        judged = getattr(self, "performance", None)
+        also = judged.google_connections if isinstance(judged, StageParams) else ()
+        return tuple(dict.fromkeys([*(each.connection for each in named), *also]))
 
     @property
     def needs_registry(self) -> bool:

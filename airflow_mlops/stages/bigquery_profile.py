@@ -90,7 +90,7 @@ def _statement(plain: Statement, fields: Sequence[Field], time: str | None) -> s
     shared = [f"rows_of_window AS (\n{plain.text}\n)"]
     order = f"ORDER BY {quoted(time)} LIMIT {_LOOKED}" if time else f"LIMIT {_LOOKED}"
     if columns.numbers or columns.words:
-        shared.append(f"first_rows AS (SELECT * FROM rows_of_window {order})")
+        shared.append(f"first_rows AS (SELECT * FROM rows_of_window {order})")  # noqa: S608
     if columns.numbers:
         shared.append(_NUMBERS.format(values=_values(columns.numbers, "FLOAT64")))
         ladder = "\n".join(
@@ -130,7 +130,7 @@ def _time_part(number: int, field: Field) -> str:
         "DATE": f"UNIX_DATE({name}) * 86400000000",
     }[field.type]
     return (
-        f"SELECT 'time', {number}, COUNT(*), COUNTIF({name} IS NULL), NULL, NULL, NULL, NULL, CAST(NULL AS STRING), "
+        f"SELECT 'time', {number}, COUNT(*), COUNTIF({name} IS NULL), NULL, NULL, NULL, NULL, CAST(NULL AS STRING), "  # noqa: S608
         f"CAST(MIN({micros}) AS FLOAT64), CAST(MAX({micros}) AS FLOAT64) FROM rows_of_window"
     )
 

@@ -33,7 +33,7 @@ def validate(
 ) -> Result:
     """Hold a window against a schema; no row of it is read.
 
-    Rows that repeat a key are counted, and not taken into the share of rows that would be set aside.
+    Of rows with one key BigQuery takes any for the first.
 
     Args:
         database: where it is.
@@ -57,7 +57,12 @@ def validate(
     asked = [*_facts(fields), *_counts(rules.rules, breaks)]
     plain = database.windowed(source, fields, time, window)
     columns = ",\n  ".join(f"{what} AS {name}" for name, what in asked)
-    text = f"WITH rows_of_window AS (\n{plain.text}\n)\nSELECT\n  {columns}\nFROM rows_of_window"
+    text = (
+        f"WITH rows_of_window AS (\n{plain.text}\n),\n"  # noqa: S608
+        f"keyed AS (SELECT *, {_repeats(rules.rules)} AS _repeats FROM rows_of_window),\n"
+        f"judged AS (SELECT *, {_aside(rules.rules, breaks)} AS _aside FROM keyed)\n"
+        f"SELECT\n  {columns}\nFROM judged"
+    )
     statement = database.dry(replace(plain, text=text))
     database.allow([statement])
     found = database.rows(database.start(statement), statement)
@@ -65,43 +70,52 @@ def validate(
     return _result(said, rules, functions, schema, arrow, target, time, window)
 
 
+def _repeats(rules: Sequence[RowRule]) -> str:
+    """Whether a row has the key of another one that is taken for the first."""
+    rule = next((rule for rule in rules if rule.kind == "unique"), None)
+    if rule is None:
+        return "FALSE"
+    key = ", ".join(quoted(name) for name in rule.columns)
+    return f"ROW_NUMBER() OVER (PARTITION BY TO_JSON_STRING(STRUCT({key}))) > 1"
+
+
+def _aside(rules: Sequence[RowRule], breaks: Sequence[str]) -> str:
+    """Whether a row breaks a rule that sets it aside."""
+    broken = (broken for rule, broken in zip(rules, breaks, strict=True) if rule.severity == "quarantine")
+    return " OR ".join(f"IFNULL({each}, FALSE)" for each in broken) or "FALSE"
+
+
 def _facts(fields: Sequence[Field]) -> Iterator[tuple[str, str]]:
+    """What is asked of the rows that go on."""
     yield "total", "COUNT(*)"
+    yield "aside", "COUNTIF(_aside)"
     for number, field in enumerate(fields):
         name, word = quoted(field.name), type_of(field.arrow)
         floats = pa.types.is_floating(field.arrow)
-        finite = f"IF(IS_NAN({name}) OR IS_INF({name}), NULL, {name})" if floats else name
-        yield f"missing_{number}", f"COUNTIF({_missing(name, field.arrow)})"
+        left_out = f"_aside OR IS_NAN({name}) OR IS_INF({name})" if floats else "_aside"
+        yield f"missing_{number}", f"COUNTIF(NOT _aside AND ({_missing(name, field.arrow)}))"
         if floats:
-            yield f"infinite_{number}", f"COUNTIF(IS_INF({name}))"
+            yield f"infinite_{number}", f"COUNTIF(NOT _aside AND IS_INF({name}))"
         if word in ("integer", "number", "timestamp", "date"):
-            yield f"low_{number}", f"MIN({finite})"
-            yield f"high_{number}", f"MAX({finite})"
+            yield f"low_{number}", f"MIN(IF({left_out}, NULL, {name}))"
+            yield f"high_{number}", f"MAX(IF({left_out}, NULL, {name}))"
 
 
 def _counts(rules: Sequence[RowRule], breaks: Sequence[str]) -> Iterator[tuple[str, str]]:
-    aside = []
     for number, (rule, broken) in enumerate(zip(rules, breaks, strict=True)):
-        if rule.kind == "unique":
-            key = ", ".join(quoted(name) for name in rule.columns)
-            yield f"broken_{number}", f"COUNT(*) - COUNT(DISTINCT TO_JSON_STRING(STRUCT({key})))"
-            continue
         yield f"broken_{number}", f"COUNTIF({broken})"
-        if rule.severity == "quarantine":
-            aside.append(f"IFNULL({broken}, FALSE)")
         if rule.kind in ("min", "max"):
             name = quoted(rule.columns[0])
             yield f"worst_{number}", f"CAST({rule.kind.upper()}(IF({broken}, {name}, NULL)) AS FLOAT64)"
         if rule.kind == "categories":
             word = f"CAST({quoted(rule.columns[0])} AS STRING)"
             yield f"values_{number}", f"STRING_AGG(DISTINCT IF({broken}, {word}, NULL), '\\x1f' LIMIT {SHOWN + 1})"
-    yield "aside", f"COUNTIF({' OR '.join(aside) or 'FALSE'})"
 
 
 def _broken(rule: RowRule, checks: Sequence[CheckRule], arrow: pa.Schema) -> str:
     """The condition that a row meets which breaks a rule; NULL where it is not judged."""
     if rule.kind == "unique":
-        return ""
+        return "_repeats"
     if rule.kind == "check":
         check = next(each for each in checks if each.title == rule.rule)
         left, right = (_comparable(str(name), arrow) for name in (check.left, check.right))

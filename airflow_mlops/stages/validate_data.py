@@ -314,6 +314,7 @@ def judged(rule: Any, rows: int) -> Checked:
 
 
 def check_share(gone: int, rows: int, most: float) -> Checked:
+    """Whether no more rows are set aside than may be."""
     rule = f"at most {most:.2%} of the rows are set aside"
     if gone > most * rows:
         said = f"{gone} of {rows} rows ({gone / rows:.2%}) would be set aside; at most {most:.2%} may be"
