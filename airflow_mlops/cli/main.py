@@ -123,6 +123,12 @@ def parser_of_commands() -> argparse.ArgumentParser:
     infer.add_argument("--out", metavar="FILE", help="where to write it (default: standard output)")
     infer.add_argument("--force", action="store_true", help="write over an earlier file")
     infer.set_defaults(handler=_infer)
+    check = kinds.add_parser("check", help="hold a window against the data schema; of BigQuery no row is read")
+    check.add_argument("file", metavar="PIPELINE.yaml", help="a YAML file of one or more pipelines")
+    add_environment(check)
+    check.add_argument("--window", metavar="KEY", help="the window, such as 2013-02 (default: the newest there is)")
+    check.add_argument("--pipeline", metavar="NAME", help="which one, where the file holds several")
+    check.set_defaults(handler=_check_schema)
 
     runtime = commands.add_parser("runtime", help="the environments of pipelines that have a runtime of their own")
     kinds = runtime.add_subparsers(dest="kind", metavar="COMMAND", required=True)
@@ -425,6 +431,12 @@ def _schema(options: argparse.Namespace) -> int:
 
     print(json.dumps(declaration_schema(), indent=2))
     return 0
+
+
+def _check_schema(options: argparse.Namespace) -> int:
+    from airflow_mlops.cli.check_schema import check_schema
+
+    return check_schema(options)
 
 
 def _infer(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,21 @@ def test_what_cannot_be_said_in_sql_is_named(bigquery: Any) -> None:
     found = validate(BigQuery(connection_of("lake")), SqlSource(connection="lake", table="shop.t"), schema)
     not_judged = {each.rule for each in found.checked if each.verdict == "not_judged"}
     assert not_judged == {"shop.rules:good", "what is compared with the champion"}
+
+
+def test_a_window_is_checked_from_the_shell(bigquery: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from airflow_mlops.cli import main
+
+    bigquery.load("shop.toy", toy.rows("2024-02"))
+    toy.months(tmp_path)
+    columns = {"region": {"type": "string", "categories": ["east", "west"]}, "amount": {"type": "number", "min": 9}}
+    (tmp_path / "schema.yaml").write_text(json.dumps({"columns": columns, "min_rows": 500}))
+    said = []
+    for source in ({"connection": "lake", "table": "shop.toy"}, "data/{window}.parquet"):
+        toy.declare(tmp_path, data={"source": source, "schema": "schema.yaml"})
+        assert main(["schema", "check", str(tmp_path / "toy.yaml"), "--window", "2024-02"]) == 1
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert said[0].startswith("400 rows of 2024-02\nstop: 400 rows are fewer than the 500 the schema asks for\nwarn: ")
+    assert "has new categories: north, in" in said[0]
+    assert len(bigquery.statements) == 1
