@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from airflow_mlops.call.code import code_scope, unpack
+from airflow_mlops.call.code import code_scope, load, unpack
 from airflow_mlops.call.dispatch import run as run_call
 from airflow_mlops.call.dispatch import stage_module
 from airflow_mlops.call.store import Store
@@ -45,6 +46,8 @@ broken = [str(dag.description) for dag in dags.values() if "broken" in dag.tags]
 print(json.dumps({"dags": sorted(dags), "seconds": seconds, "heavy": heavy, "broken": broken}))
 """
 Path_ = tuple[str | int, ...]
+_PLACED = re.compile(r"(.+?):(\d+): (.*)")
+"""A problem of a declaration with its file and line."""
 
 
 class Check(NamedTuple):
@@ -140,6 +143,24 @@ class Tested:
         return ref
 
     @cached_property
+    def frame(self) -> Any:
+        """The rows of the sample that are used, as a frame."""
+        return stage_module("tables").to_frame(self.table(self.sample))
+
+    def features(self, rows: Any = None) -> Any:
+        """What the feature function makes of raw rows. Default: of the sample without its target.
+
+        Raises:
+            CodeError: when there is none, it raises, or it gives no frame.
+        """
+        path = self.pipeline.prepare.features
+        if path is None:
+            raise CodeError(f"the pipeline {self.pipeline.name!r} has no prepare.features")
+        rows = self.frame.drop(columns=self.pipeline.data.target) if rows is None else rows
+        with self.code():
+            return stage_module("prepare").call_features(load(path), path, rows)
+
+    @cached_property
     def split(self) -> dict[str, ArtifactRef]:
         """The sample's rows to train on (``train``) and those held out (``test``)."""
         outputs: dict[str, ArtifactRef] = self._run(self._plan["prepare"].params, data=self.sample).outputs
@@ -211,11 +232,10 @@ class Tested:
         tests, prepare, deploy = self.pipeline.tests, self.pipeline.prepare, self.pipeline.deploy
         promises = stage_module("promises")
         yield "lint", (), (), self._lint
-        yield "dags", (), ("lint",), self._dags
         yield "sample", ("tests", "sample"), ("lint",), self._sample
         yield "schema", ("data", "schema"), ("sample",), self._schema
         if path := prepare.features:
-            yield "features", ("prepare", "features"), ("sample",), lambda: self._features(path)
+            yield "features", ("prepare", "features"), ("sample",), lambda: self._contract(path)
         if make := prepare.preprocess:
             yield "preprocess", ("prepare", "preprocess"), ("lint",), lambda: self._preprocess(make)
         yield "train", ("train",), ("sample",), self._train
@@ -239,9 +259,17 @@ class Tested:
                 trained,
                 lambda: promises.answers_within(self.model, self.raw, most),
             )
+        yield "dags", (), ("lint",), self._dags
 
     def _lint(self) -> None:
-        if problems := lint_one(self.declaration):
+        try:
+            # Its own code, whatever package of the same name this process has imported before.
+            scope = self.code()
+        except CodeError:  # lint says so, with the line
+            scope = contextlib.nullcontext()
+        with scope:
+            problems = lint_one(self.declaration)
+        if problems:
             raise DeclarationError(problems)
 
     def _dags(self) -> str:
@@ -288,7 +316,7 @@ class Tested:
         outcome = self._run(params, data=self.whole)
         return "; ".join(outcome.verdict.reasons[:3])
 
-    def _features(self, path: str) -> None:
+    def _contract(self, path: str) -> None:
         sample = self.table(self.sample)
         with self.code():
             stage_module("promises").keeps_feature_contract(path, sample, self.pipeline.data.target)
@@ -342,15 +370,26 @@ def _print(name: str, check: Check, github: bool) -> None:
     for line in more:
         print(f"  {'':<20} {line}")
     if github and check.status == "failed":
-        print(annotation(name, check))
+        for line in github_lines(name, check):
+            print(line)
 
 
-def annotation(name: str, check: Check) -> str:
-    """A check that failed, in the form that GitHub shows beside the line."""
-    for mark, code in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A")):
-        check = check._replace(told=check.told.replace(mark, code), file=check.file.replace(mark, code))
-    file = os.path.relpath(check.file).replace(":", "%3A").replace(",", "%2C")
-    return f"::error file={file},line={check.line},title={name}%3A {check.name}::{check.told}"
+def github_lines(name: str, check: Check) -> Iterator[str]:
+    """A check that failed, in the form that GitHub shows beside the line; each problem of a declaration by itself."""
+    placed = [_PLACED.fullmatch(line) for line in check.told.splitlines()]
+    if placed and all(placed):
+        found = [(each[1], each[2], each[3]) for each in placed if each]
+    else:
+        found = [(check.file, str(check.line), check.told)]
+    for file, line, told in found:
+        title = _escaped(f"{name}: {check.name}", ",:")
+        yield f"::error file={_escaped(os.path.relpath(file), ',:')},line={line},title={title}::{_escaped(told)}"
+
+
+def _escaped(text: str, more: str = "") -> str:
+    for mark in ("%", "\r", "\n", *more):
+        text = text.replace(mark, f"%{ord(mark):02X}")
+    return text
 
 
 def junit(found: dict[str, list[Check]]) -> bytes:

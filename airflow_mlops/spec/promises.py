@@ -37,8 +37,8 @@ class Tests(Section):
     max_size: Size | None = None
     """How large the model's files may be. Default: ``deploy.max_size``."""
     max_latency_ms: float | None = Field(None, gt=0)
-    """What an answer to one row may take in the middle (median), in milliseconds, in this process. Default:
-    ``deploy.max_latency_ms``."""
+    """What an answer to one row may take in the middle (median), in milliseconds of CPU time, which a busy machine does
+    not make longer. Default: ``deploy.max_latency_ms``."""
     max_parse: Duration = timedelta(seconds=10)
     """How much CPU time a fresh interpreter may take to load the pipeline's DAGs, beyond importing Airflow."""
 

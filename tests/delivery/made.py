@@ -25,7 +25,8 @@ def project(folder: Path, name: str = "churn", **sections: Any) -> str:
     (pipelines / name / "features.py").write_text(FEATURES)
     (folder / "schemas").mkdir()
     (folder / "schemas" / f"{name}.yaml").write_text(
-        "apiVersion: airflow-mlops/schema/v1\ncolumns:\n  y: {type: integer}\n"
+        "apiVersion: airflow-mlops/schema/v1\nextra_columns: allow\n"
+        "columns: {id: {type: string}, at: {type: timestamp}, y: {type: integer, min: 0, max: 1}}\n"
     )
     (folder / "requirements.lock").write_text("scikit-learn==1.9.1\n")
     toy.write(toy.rows("2024-01", 400), folder / "samples" / f"{name}.parquet")
