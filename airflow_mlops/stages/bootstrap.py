@@ -4,7 +4,7 @@ Both models are scored on the same rows. Rows are drawn with replacement, both m
 the spread of their difference gives its confidence bound (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
 ch. 13: the percentile interval). A draw is a vector of counts, one a row, and every metric here is a function of
 counts; nothing is sorted again, which makes a thousand draws of twenty thousand rows a matter of a second. Only numpy
-is loaded.
+is loaded, and what limits its threads.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from airflow_mlops.errors import GateError
 from airflow_mlops.spec.metrics import METRICS
@@ -210,9 +211,11 @@ def compare(
     points = new(ones), old(ones)
     random = np.random.default_rng(seed)
     gains = np.empty(resamples)
-    for index in range(resamples):
-        counts = np.bincount(random.integers(0, rows, rows), minlength=rows).astype(float)
-        gains[index] = sign * (new(counts) - old(counts))
+    # BLAS would start threads for each of these small products, which wait for one another longer than they compute.
+    with threadpool_limits(1):
+        for index in range(resamples):
+            counts = np.bincount(random.integers(0, rows, rows), minlength=rows).astype(float)
+            gains[index] = sign * (new(counts) - old(counts))
     defined = gains[np.isfinite(gains)]
     if not np.isfinite(points).all() or len(defined) < _MIN_DEFINED * resamples:
         raise GateError(

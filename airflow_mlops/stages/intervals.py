@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
+from threadpoolctl import threadpool_limits
 
 from airflow_mlops.stages.bootstrap import Floats, Scores, losses, measure, part_of
 
@@ -100,12 +101,13 @@ def _drawn(name: str, scores: Scores, confidence: float) -> tuple[float, float] 
     # Equal rows have equal intervals, whatever else is measured beside them.
     random = np.random.default_rng(0)
     values = np.empty(RESAMPLES)
-    for index in range(RESAMPLES):
-        if len(first) == rows:
-            counts = np.bincount(random.integers(0, rows, rows), minlength=rows)
-        else:
-            counts = random.multinomial(rows, share)
-        values[index] = of_counts(counts.astype(float))
+    with threadpool_limits(1):  # as in a comparison
+        for index in range(RESAMPLES):
+            if len(first) == rows:
+                counts = np.bincount(random.integers(0, rows, rows), minlength=rows)
+            else:
+                counts = random.multinomial(rows, share)
+            values[index] = of_counts(counts.astype(float))
     return _percentile(values, confidence)
 
 

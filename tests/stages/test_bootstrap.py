@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from airflow_mlops.errors import GateError
 from airflow_mlops.spec.metrics import METRICS, metrics_of
+from airflow_mlops.stages import bootstrap
 from airflow_mlops.stages.bootstrap import Scores, compare, measure
 
 Weighted = Callable[[Scores, Any], float]
@@ -188,6 +190,27 @@ def test_equal_seeds_give_equal_bounds() -> None:
     good, bad = noisy(500, 0.6), noisy(500, 0.8)
     assert gate("f1", good, bad) == gate("f1", good, bad)
     assert gate("f1", good, bad).lower != gate("f1", good, bad, seed=1).lower
+
+
+def test_draws_take_one_thread_whatever_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BLAS would start as many as there are cores for each draw: fifteen times the CPU for the same result."""
+    found: set[int] = set()
+
+    def counting(metric: str, scores: Scores) -> bootstrap.Measure:
+        of_counts = measure(metric, scores)
+
+        def measured(counts: bootstrap.Floats) -> float:
+            found.update(each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas")
+            return of_counts(counts)
+
+        return measured
+
+    with threadpool_limits(2):
+        monkeypatch.setattr(bootstrap, "measure", counting)
+        good, bad = noisy(500, 0.6), noisy(500, 0.8)
+        gate("roc_auc", good, bad, resamples=3)
+    # The metrics of the rows themselves come before the draws, with as many as there are.
+    assert found == {1, 2}
 
 
 def test_models_that_are_equally_good_rarely_pass() -> None:
