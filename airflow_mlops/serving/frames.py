@@ -42,7 +42,7 @@ class Logged(msgspec.Struct):
 
 
 class Answers(msgspec.Struct):
-    """The answers to a batch, in its order."""
+    """The answers to a batch, in its order. Empty ones are a process's last word: how its log stands at the end."""
 
     said: list[Said]
     sizes: list[int]

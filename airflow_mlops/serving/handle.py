@@ -169,9 +169,13 @@ class Handle:
             self._process.stdin.close()
         try:
             async with asyncio.timeout(_TO_END):
+                with suppress(OSError, EOFError, msgspec.MsgspecError):
+                    self.log = msgspec.json.decode(await self._frame(), type=Answers).log
                 await self._process.wait()
         except TimeoutError:
             await self._kill()
+        # What was not written by now never will be.
+        self.log = Logged(self.log.logged, 0, self.log.dropped + self.log.queued, self.log.problem)
 
     async def _work(self) -> None:
         """Send batches, one at a time: what comes meanwhile makes the next."""

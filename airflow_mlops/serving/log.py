@@ -1,9 +1,10 @@
 """The log of served predictions: rows as the monitoring reads them, written whole, never in an answer's way.
 
-A server has one file for each window that it is writing, ``window=KEY/served-SERVER-VERSION-N.parquet`` beside those of
-batch prediction, which is replaced whole at each flush, so a reader sees all of it or none; one that has grown large
-enough is left, and the next begun. What was not flushed is lost with the process: the interval is what a crash
-costs. Rows wait in a bounded queue; where the store is too slow or away, rows beyond it are dropped and counted.
+A process has one file for each window that it is writing, ``window=KEY/served-WRITER-N.parquet`` beside those of batch
+prediction, which is replaced whole at each flush, so a reader sees all of it or none; one that has grown large enough
+is left, and the next begun. What was not flushed is lost with the process: the interval is what a crash costs. A file's
+worth of rows is written before that. Rows wait in a bounded queue; where the store is too slow or away, rows beyond it
+are dropped and counted.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Place(NamedTuple):
     grain: Grain
     time: str | None
     """The column that says in which window a row belongs; None: when it was answered."""
-    server: str
-    version: str
+    writer: str
+    """What no other process's files are named by: it begins them anew, and must not write over any."""
 
 
 class PredictionLog:
@@ -48,7 +49,7 @@ class PredictionLog:
 
     Args:
         place: where rows go.
-        flush: the seconds between two writings.
+        flush: the seconds between two writings, where not a file's worth of rows comes before.
     """
 
     def __init__(self, place: Place, flush: float) -> None:
@@ -56,9 +57,10 @@ class PredictionLog:
         self._waiting: list[pa.Table] = []
         self._open: dict[str, tuple[int, list[pa.Table]]] = {}
         self._lock = threading.Lock()
-        self._logged = self._queued = self._dropped = 0
+        self._logged = self._queued = self._dropped = self._fresh = 0
         self._problem: str | None = None
-        self._over = threading.Event()
+        self._over = False
+        self._due = threading.Event()
         self._thread = threading.Thread(target=self._go, name="prediction-log", daemon=True)
         self._thread.start()
 
@@ -70,6 +72,9 @@ class PredictionLog:
                 return
             self._waiting.append(table)
             self._queued += table.num_rows
+            self._fresh += table.num_rows
+            if self._fresh >= FILE_ROWS:
+                self._due.set()
 
     def lose(self, rows: int) -> None:
         """Count rows that cannot even be taken."""
@@ -83,19 +88,22 @@ class PredictionLog:
 
     def close(self) -> None:
         """Write what waits, and end."""
-        self._over.set()
+        self._over = True
+        self._due.set()
         self._thread.join()
 
     def _go(self) -> None:
         while True:
-            over = self._over.wait(self.flush)
+            self._due.wait(self.flush)
+            self._due.clear()
+            over = self._over
             self._write()
             if over:
                 return
 
     def _write(self) -> None:
         with self._lock:
-            waiting, self._waiting = self._waiting, []
+            waiting, self._waiting, self._fresh = self._waiting, [], 0
         if not waiting:
             return
         left, problem = self._sorted(waiting)
@@ -147,9 +155,10 @@ class PredictionLog:
 
     def _write_window(self, key: str, tables: list[pa.Table]) -> None:
         number, before = self._open.get(key, (1, []))
-        table = together([*before, *tables])
+        # One piece: it is written again with the next rows, and a thousand pieces take three times as long.
+        table = together([*before, *tables]).combine_chunks()
         stamped = table.append_column("window", pa.array([key] * table.num_rows, pa.string()))
-        name = f"{SERVED}{self.place.server}-{self.place.version}-{number}.parquet"
+        name = f"{SERVED}{self.place.writer}-{number}.parquet"
         with self.place.store.scratch(".parquet") as file:
             pq.write_table(stamped, file, compression="zstd")
             Store(self.place.folder).replace_file(file, f"window={key}", name)

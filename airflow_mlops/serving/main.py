@@ -21,6 +21,8 @@ from airflow_mlops.serving.app import Limits, Meters, application
 from airflow_mlops.serving.server import Server, Settings
 
 _DRAIN = 30
+_MOST_HEAD = 256 << 10
+"""The bytes of a request's first lines; what is longer is no request."""
 
 
 def serve(settings: Settings, limits: Limits, host: str, port: int) -> None:
@@ -30,13 +32,25 @@ def serve(settings: Settings, limits: Limits, host: str, port: int) -> None:
         DeploymentError: when the address cannot be had, or the model cannot be loaded.
         ModelNotFoundError: when there is no champion yet.
     """
+    with listen(host, port) as listening, suppress(KeyboardInterrupt):
+        asyncio.run(_serve(settings, limits, listening))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections.
+
+    Raises:
+        DeploymentError: when the address cannot be had.
+    """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         raise DeploymentError(f"{host}:{port} cannot be had: {error}", fix="--port 0 takes a free one") from error
-    with listening, suppress(KeyboardInterrupt):
-        asyncio.run(_serve(settings, limits, listening))
+    # An answer is written in two pieces, and the second would wait 40 ms for the client's word about the first. asyncio
+    # sees to that only for sockets that were made with the protocol's number; connections inherit it from here.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def reachable(host: str) -> str:
@@ -56,10 +70,11 @@ def reachable(host: str) -> str:
 
 # Which of two classes it is depends on what is installed.
 class _Impatient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """A connection whose client has to say what it wants: uvicorn itself waits for a request's head for ever."""
+    """A connection whose client has to say what it wants: uvicorn waits for a head for ever, and keeps all of it."""
 
     seconds = 30.0
     _timer: asyncio.TimerHandle | None = None
+    _head = 0
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for the first head."""
@@ -69,6 +84,12 @@ class _Impatient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     def data_received(self, data: bytes) -> None:
         """Take bytes, and see whether they end a head, or begin the next."""
         super().data_received(data)
+        if self.cycle is not None and (self.cycle.more_body or not self.cycle.response_complete):
+            self._head = 0
+        else:
+            self._head += len(data)
+            if self._head > _MOST_HEAD:
+                self.transport.close()
         self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -237,6 +237,7 @@ def main() -> int:
             _serve(scorer, source, sink)
             if journal:
                 journal.close()
+                _send(sink, pack(Answers([], [], journal.stands())))
         finally:
             scope.__exit__(None, None, None)
     return 0
@@ -256,8 +257,8 @@ def _place(start: Start, registry: ModelRegistry, run_id: str, folder: Path) -> 
         folder=target or store.uri("predictions", registry.ref.model),
         grain=pipeline.grain if pipeline else "day",
         time=pipeline.data.time if pipeline else None,
-        server=start.server,
-        version=start.version,
+        # A version may be loaded by one server again and again: when its process has ended, or the champion comes back.
+        writer=f"{start.server}-{start.version}-{os.urandom(3).hex()}",
     ), kept_columns(pipeline) if pipeline else ()
 
 

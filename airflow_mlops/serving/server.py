@@ -84,7 +84,8 @@ class Server:
         self._ledger = Ledger(settings.store, settings.registry.model)
         self._tasks: list[asyncio.Task[None]] = []
         self._shadows: set[asyncio.Task[None]] = set()
-        self._written: dict[str, Logged] = {}
+        self._leaving: list[Handle] = []
+        self._past = Logged()
 
     # ------------------------------------------------------------------ requests
 
@@ -207,7 +208,7 @@ class Server:
         if self.route is not None:
             needed.add(self.route.champion.version)
         for version in [each for each in self._handles if each not in needed]:
-            await self._handles.pop(version).close()
+            await self._let_go(self._handles.pop(version))
 
     async def _have(self, version: str) -> None:
         digest = await asyncio.to_thread(self._digest, version)
@@ -228,7 +229,15 @@ class Server:
         )
         self._handles[version] = await Handle.load(start, _LOAD)
         if there is not None:
-            await there.close()
+            await self._let_go(there)
+
+    async def _let_go(self, handle: Handle) -> None:
+        """Let a version's process end, and remember what it has logged."""
+        self._leaving.append(handle)
+        await handle.close()
+        self._leaving.remove(handle)
+        self._past.logged += handle.log.logged
+        self._past.dropped += handle.log.dropped
 
     async def _go_on(self) -> None:
         followed: Traffic | None = None
@@ -295,9 +304,7 @@ class Server:
 
     def log(self) -> Logged:
         """How the log of all versions stands."""
-        for version, handle in self._handles.items():
-            self._written[f"{version}-{id(handle)}"] = handle.log
-        every = list(self._written.values())
+        every = [self._past, *(handle.log for handle in (*self._leaving, *self._handles.values()))]
         problem = next((each.problem for each in every if each.problem), None)
         return Logged(
             sum(each.logged for each in every),

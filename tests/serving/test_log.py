@@ -21,7 +21,7 @@ NOW = datetime(2024, 3, 5, 12, 30, tzinfo=UTC)
 
 
 def place(folder: Path, **more: Any) -> Place:
-    settings = {"grain": "day", "time": "at", "server": "s", "version": "1", **more}
+    settings = {"grain": "day", "time": "at", "writer": "s-1", **more}
     return Place(store=Store(str(folder / "store")), folder=str(folder / "predictions"), **settings)
 
 
@@ -119,6 +119,21 @@ def test_a_file_grows_until_it_is_full(tmp_path: Path, monkeypatch: pytest.Monke
         ("served-s-1-1.parquet", 30),
         ("served-s-1-2.parquet", 30),
     ]
+
+
+def test_a_file_s_worth_of_rows_is_written_before_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the time between two writings: many rows must not fill the queue meanwhile, and be dropped."""
+    monkeypatch.setattr(logs, "FILE_ROWS", 30)
+    monkeypatch.setattr(logs, "MOST_WAITING", 60)
+    log = PredictionLog(place(tmp_path), 3600)
+    for number in range(1, 11):
+        for _ in range(3):
+            log.take(rows(10))
+        wait(lambda wanted=30 * number: log.stands().logged == wanted)  # type: ignore[misc]
+    log.take(rows(10))
+    assert log.stands() == logs.Logged(logged=300, queued=10)
+    log.close()
+    assert written(tmp_path, "2024-03-05").num_rows == 310
 
 
 def test_tables_of_other_columns_go_together() -> None:
