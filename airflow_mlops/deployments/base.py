@@ -25,7 +25,14 @@ class Deployment(Protocol):
     """What every target does."""
 
     def open(
-        self, registry: RegistryRef, store: Store, version: str, digest: str, *, seconds: float
+        self,
+        registry: RegistryRef,
+        store: Store,
+        version: str,
+        digest: str,
+        *,
+        seconds: float,
+        allow_pickle: bool = False,
     ) -> AbstractContextManager[Endpoint]:
         """Serve one version in a clean place of its own, for whoever asks inside the scope; nobody else is sent there.
 
@@ -35,6 +42,7 @@ class Deployment(Protocol):
             version: the version.
             digest: what its model must be.
             seconds: how long it may take to come up.
+            allow_pickle: whether a model that runs code when it is loaded may be.
 
         Raises:
             DeploymentError: when it does not come up; with what it said.

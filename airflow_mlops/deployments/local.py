@@ -29,10 +29,17 @@ class LocalDeployment:
 
     @contextmanager
     def open(
-        self, registry: RegistryRef, store: Store, version: str, digest: str, *, seconds: float
+        self,
+        registry: RegistryRef,
+        store: Store,
+        version: str,
+        digest: str,
+        *,
+        seconds: float,
+        allow_pickle: bool = False,
     ) -> Iterator[Endpoint]:
         """A server of the one version, in a process of its own, on a free port of the loopback; it ends with it."""
-        where = ("--store", store.root, "--registry", registry.uri)
+        where = ("--store", store.root, "--registry", registry.uri, *(("--allow-pickle",) if allow_pickle else ()))
         with clean_server(registry.model, version, digest, where, seconds) as endpoint:
             yield endpoint
 

@@ -45,13 +45,20 @@ class VertexDeployment:
 
     @contextmanager
     def open(
-        self, registry: RegistryRef, store: Store, version: str, digest: str, *, seconds: float
+        self,
+        registry: RegistryRef,
+        store: Store,
+        version: str,
+        digest: str,
+        *,
+        seconds: float,
+        allow_pickle: bool = False,
     ) -> Iterator[Endpoint]:
         """The very server that the container runs, from the very files that it gets, in a clean process here.
 
         A version that does not load or answers otherwise is found in seconds. An endpoint of its own would take ten
         minutes and a machine to say the same; what only Google's machine can say is said when the version is deployed,
-        still without traffic.
+        still without traffic. The container loads no model that runs code when it is loaded, whatever is allowed.
         """
         files = self._mirror(registry, store).files(version, digest)
         with clean_server(registry.model, version, digest, ("--files", files), seconds) as endpoint:

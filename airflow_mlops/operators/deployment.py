@@ -36,6 +36,7 @@ class ValidateServingOperator(GateOperator):
     :param tolerance: how far a served number may lie from what training saw, in absolute value or, above 1, as a share.
     :param max_latency_ms: what one answer in a hundred, to one row, may take at most, in milliseconds. Default: any.
     :param max_size: how large the model's files may be, such as ``200MiB``. Default: any.
+    :param allow_pickle: whether a model written with cloudpickle, which runs code when it is loaded, may be served.
     :param timeout: how long the server may take to come up.
     :param google: the section ``google`` of a declaration, for a target there: ``{"project": ..., "region": ...}``.
     """
@@ -55,6 +56,7 @@ class ValidateServingOperator(GateOperator):
         tolerance: float = 1e-6,
         max_latency_ms: float | None = None,
         max_size: str | None = None,
+        allow_pickle: bool = False,
         timeout: timedelta | str = timedelta(minutes=2),
         google: Mapping[str, Any] | None = None,
         **kwargs: Any,
@@ -67,6 +69,7 @@ class ValidateServingOperator(GateOperator):
             "tolerance": tolerance,
             "max_latency_ms": max_latency_ms,
             "max_size": max_size,
+            "allow_pickle": allow_pickle,
             "timeout": timeout,
         }
         super().__init__(settings=settings, **kwargs)

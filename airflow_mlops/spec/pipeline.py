@@ -331,6 +331,9 @@ class Deploy(Section):
     """How large the model's files may be. Default: any size."""
     tolerance: float = Field(1e-6, ge=0)
     """How far a served number may lie from what training saw, in absolute value or, above 1, as a share."""
+    allow_pickle: bool = False
+    """Whether a model with ``serialization: cloudpickle``, which runs code when it is loaded, may be served. Servers
+    must be told so too: ``airflow-mlops serve --allow-pickle``."""
 
 
 class ModelTrigger(Section):

@@ -203,8 +203,8 @@ def _validate_serving(pipeline: Pipeline) -> stages.ValidateServing | None:
     deploy = pipeline.deploy
     if deploy is None:
         return None
-    told = {name: getattr(deploy, name) for name in ("target", "tolerance", "max_latency_ms", "max_size")}
-    return stages.ValidateServing(**told, google=pipeline.google)
+    names = ("target", "tolerance", "max_latency_ms", "max_size", "allow_pickle")
+    return stages.ValidateServing(**{name: getattr(deploy, name) for name in names}, google=pipeline.google)
 
 
 def _trial(pipeline: Pipeline) -> stages.Trial | None:

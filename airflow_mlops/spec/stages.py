@@ -317,6 +317,8 @@ class ValidateServing(StageParams):
     """What one answer in a hundred, to one row, may take at most, in milliseconds. Default: any time."""
     max_size: Size | None = None
     """How large the model's files may be. Default: any size."""
+    allow_pickle: bool = False
+    """Whether a model that was written with cloudpickle, and runs code when it is loaded, may be served."""
     timeout: Duration = timedelta(minutes=2)
     """How long the server may take to come up."""
     google: Google | None = None

@@ -74,6 +74,12 @@ def check(pipeline: Pipeline, family: str | None = None) -> Iterator[Problem]:
     if pipeline.google is not None:
         yield from _check_google(pipeline, pipeline.google)
     yield from _check_vertex_target(pipeline)
+    if pipeline.deploy and pipeline.train.serialization == "cloudpickle" and not pipeline.deploy.allow_pickle:
+        yield Problem(
+            ("deploy",),
+            "no server loads a model that is written with cloudpickle, which runs code when it is loaded",
+            fix="train.serialization: skops, or deploy: {allow_pickle: true} and airflow-mlops serve --allow-pickle",
+        )
     if pipeline.deploy and pipeline.deploy.rollback_on.metric_drop is not None and not pipeline.monitor.performance:
         yield Problem(
             ("deploy", "rollback_on", "metric_drop"),
@@ -113,6 +119,12 @@ def _check_vertex_target(pipeline: Pipeline) -> Iterator[Problem]:
             ("deploy", "strategy"),
             "Vertex AI sends a request to one deployed model only, so no candidate can stand in the shadow there",
             allowed="{canary: N}, replace",
+        )
+    if deploy.allow_pickle:
+        yield Problem(
+            ("deploy", "allow_pickle"),
+            "the container on Vertex AI loads no model that is written with cloudpickle",
+            fix="train.serialization: skops",
         )
     if deploy.rollback_on.metric_drop is not None:
         yield Problem(

@@ -12,6 +12,7 @@ from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, Outcome, Verdict
 from airflow_mlops.deployments import Answer, Deployment, Endpoint, await_followed, behind, deployment_of
 from airflow_mlops.errors import CloudError, DeploymentError, MlopsError, ModelNotFoundError
+from airflow_mlops.registry.ledger import Entry
 from airflow_mlops.registry.mirror import let_follow
 from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import ModelRegistry
@@ -48,6 +49,11 @@ def run(call: Call, params: Deploy, store: Store) -> Outcome:
             raise
         problems.append(str(error))
     info: dict[str, str | None] = {"version": version}
+    undone = _undone(call, registry, version)
+    if undone is not None:
+        # What this run has seen fail does not succeed by being asked once more.
+        registry.project()
+        raise _failed(undone)
     if registry.ledger.champion() != version:
         reason = f"version {version} is the champion no more: nothing is deployed"
         return outcome_of(call, verdict=Verdict(status="warn", reasons=(reason,)), info=info)
@@ -134,10 +140,24 @@ def _taken_back(
         )
     entry = registry.roll_back(reason=why, run=call.run)
     let_follow(registry, store, params.google)
+    late = ""
     try:
         target.follow(registry.ref, store)
     except (CloudError, DeploymentError) as error:
-        why += f"; and what serves does not follow back yet: {error.what}"
+        late = f"; and what serves does not follow back yet: {error.what}"
+    return _failed(entry, late)
+
+
+def _undone(call: Call, registry: ModelRegistry, version: str) -> Entry | None:
+    """The rollback by which this run has taken the version's promotion back already."""
+    for entry in registry.ledger.entries():
+        if (entry.kind, entry.run, entry.champion_before) == ("rollback", call.run, version):
+            return entry
+    return None
+
+
+def _failed(entry: Entry, late: str = "") -> DeploymentError:
     return DeploymentError(
-        f"{why}; version {entry.version} is the champion again", fix="train anew when the cause is found"
+        f"{'; '.join(entry.reasons)}{late}; version {entry.version} was put back",
+        fix="train anew when the cause is found",
     )

@@ -87,8 +87,10 @@ def _try(
 ) -> tuple[tuple[str, ...], dict[str, float]]:
     """What is wrong with the version where it is served, in words, and what was measured."""
     target = deployment_of(params.target, {"google": params.google})
+    seconds = params.timeout.total_seconds()
+    place = target.open(registry.ref, store, version, digest, seconds=seconds, allow_pickle=params.allow_pickle)
     try:
-        with target.open(registry.ref, store, version, digest, seconds=params.timeout.total_seconds()) as endpoint:
+        with place as endpoint:
             answer = endpoint.ask(golden.columns, golden.rows)
             problems = differences(golden, answer, params.tolerance, regression=regression)
             if answer.version not in ("", version):

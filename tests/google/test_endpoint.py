@@ -192,7 +192,7 @@ def test_a_version_that_does_not_come_up_gives_way_to_the_champion_before(
 ) -> None:
     served.carry("2024-02", "promote")
     vertex_models.fail_operation("deployModel", "Model server exited unexpectedly.", code=9)
-    with pytest.raises(DeploymentError, match="exited unexpectedly.*version 1 is the champion again"):
+    with pytest.raises(DeploymentError, match="exited unexpectedly.*version 1 was put back"):
         served.carry("2024-02", "deploy")
     assert standing(vertex_models) == {"1": 100}
     assert mirrored(vertex_models)["1"] == {"champion", "default"}

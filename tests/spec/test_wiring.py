@@ -38,6 +38,7 @@ def told(folder: Path, more: str, family: str | None = None, text: str = LEAST) 
         "prepare: {split: {by: group, group: shop}}",
         "evaluate: {fairness: [a.b]}\nvalidate_model: {max: {fairness.a.b.tpr_difference: 0.1}}",
         "task: regression\nevaluate: {fairness: sex}\nvalidate_model: {max: {fairness.sex.mae_difference: 3}}",
+        "deploy: {allow_pickle: true}",
     ],
 )
 def test_a_sound_declaration_has_no_problems(tmp_path: Path, more: str) -> None:
@@ -123,6 +124,14 @@ def test_a_sound_declaration_has_no_problems(tmp_path: Path, more: str) -> None:
         (
             "retrain: {triggers: [drift, {model: churn}]}",
             "4: pipeline 'churn', stage 'retrain': a promotion of 'churn' would retrain 'churn', for ever",
+        ),
+        (
+            "train: {estimator: a.B, serialization: cloudpickle}\ndeploy: {}",
+            "4: pipeline 'churn': no server loads a model that is written with cloudpickle",
+        ),
+        (
+            "deploy: {rollback_on: {metric_drop: 0.1}}",
+            "4: pipeline 'churn': a candidate's metric is known by labels only, and no labels are",
         ),
     ],
 )

@@ -11,10 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from airflow_mlops.call import Call, Outcome
+from airflow_mlops.call import Call, Outcome, Store
 from airflow_mlops.call.dispatch import run
 from airflow_mlops.errors import DeploymentError, GateError, TrialFailedError
 from airflow_mlops.registry.ledger import Ledger
+from airflow_mlops.registry.serving import live
 from tests import toy
 from tests.serving.client import Served, ledger, move
 from tests.toy import World
@@ -220,17 +221,25 @@ def test_a_server_that_does_not_follow_takes_the_promotion_back_and_fails(promot
         prepare={"features": "own.features:build"},
         validate_model={"versus_champion": None},
         train={"serialization": "cloudpickle"},
-        deploy={},
+        deploy={"allow_pickle": True},
     )
     plan = (declaration, "2024-02", "2024-02", promoted.store, promoted.registry)
-    outcomes = toy.run_plan(*plan, until="validate_model")
+    outcomes = toy.run_plan(*plan, until="validate_serving")
+    # Where the model is allowed to run code it is fit to be served.
+    assert outcomes["validate_serving"].verdict.status == "ok"
     with Served(promoted, "--no-log") as server:
         assert server.ready["version"] == "1"
         carry_on(promoted, outcomes, "2024-02", "promote")
-        move_back = call_of(promoted, "deploy", outcomes, "2024-02", timeout="20s")
-        with pytest.raises(DeploymentError, match="cloudpickle.*version 1 is the champion again"):
+        server.wait(lambda: "cloudpickle" in str(live(Store(promoted.store), promoted.registry.model)[0].problem))
+        move_back = call_of(promoted, "deploy", outcomes, "2024-02", timeout="5s")
+        with pytest.raises(DeploymentError, match="cloudpickle.*version 1 was put back"):
             run(move_back)
         server.follows("1")
+    # Tried again, or cleared, the task is as red as it was, and writes nothing more.
+    before = toy.state_of(promoted)
+    with pytest.raises(DeploymentError, match="cloudpickle.*version 1 was put back"):
+        run(move_back)
+    assert toy.state_of(promoted) == before
     last = ledger(promoted).entries()[-1]
     assert (last.kind, last.champion_before, last.champion_after) == ("rollback", "2", "1")
 
