@@ -27,6 +27,7 @@ from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, RegistryRef, digest_of
 from airflow_mlops.cli import resume
 from airflow_mlops.cli.lint import lint_one
+from airflow_mlops.cli.where import uri_of
 from airflow_mlops.errors import CodeError, DataNotFoundError, DeclarationError, MlopsError
 from airflow_mlops.registry import ModelRegistry
 from airflow_mlops.registry.mlflow_api import mlflow_api
@@ -248,7 +249,7 @@ def call_of(
 
 def registry_of(options: argparse.Namespace, state: Path, name: str) -> RegistryRef:
     """The registry of a pipeline: the one given, that of MLflow's own variable, or a database in the state folder."""
-    uri = options.registry or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{state.absolute()}/mlflow.db"
+    uri = uri_of(options) or f"sqlite:///{state.absolute()}/mlflow.db"
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     return RegistryRef(uri=uri, model=name, experiment=name)

@@ -11,6 +11,7 @@ from airflow_mlops.backends.local import environment
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import RegistryRef
 from airflow_mlops.errors import RegistryError
+from airflow_mlops.registry.mlflow_api import without_password
 from airflow_mlops.spec.environment import VARIABLE
 
 _CONTEXT = "_AIRFLOW_PROCESS_CONTEXT"
@@ -65,10 +66,22 @@ def require_model(store: Store, model: str) -> None:
         )
 
 
+def uri_of(options: argparse.Namespace) -> str | None:
+    """MLflow's tracking URI as a command was told it, by an option or by MLflow's own variable; None where it was not.
+
+    Raises:
+        RegistryError: when it holds a password.
+    """
+    uri = options.registry or os.environ.get("MLFLOW_TRACKING_URI")
+    where = "--registry" if options.registry else "MLFLOW_TRACKING_URI"
+    fix = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; name a database through `mlflow server`"
+    return without_password(uri, where, fix) if uri else None
+
+
 @contextmanager
 def registry_in(options: argparse.Namespace, model: str) -> Iterator[RegistryRef]:
     """The registry of a model; inside, its credentials are in the environment, where MLflow's clients look."""
-    uri = options.registry or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = uri_of(options)
     if uri:
         yield RegistryRef(uri=uri, model=model, experiment=model)
         return

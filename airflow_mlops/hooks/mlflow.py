@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 
 from airflow_mlops.call.wire import RegistryRef
 from airflow_mlops.errors import RegistryError
-from airflow_mlops.registry.mlflow_api import TIMEOUT_VARIABLE
+from airflow_mlops.registry.mlflow_api import TIMEOUT_VARIABLE, without_password
 
 
 class MlflowHook(BaseHook):
@@ -66,12 +66,9 @@ class MlflowHook(BaseHook):
         host: str = self.connection.host
         if "://" not in host:
             host = f"{self.connection.schema or 'http'}://{host}"
-        parts = urlsplit(host)
-        if parts.password:
-            raise RegistryError(
-                f"the host of the connection {self.mlflow_conn_id!r} holds a password",
-                fix="give it as the connection's password; name a database through `mlflow server`",
-            )
+        where = f"the host of the connection {self.mlflow_conn_id!r}"
+        fix = "give it as the connection's password; name a database through `mlflow server`"
+        parts = urlsplit(without_password(host, where, fix))
         port = self.connection.port
         if port and parts.scheme in ("http", "https") and ":" not in parts.netloc.rpartition("]")[2]:
             host = parts._replace(netloc=f"{parts.netloc}:{port}").geturl().rstrip("/")

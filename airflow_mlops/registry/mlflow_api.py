@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
 from airflow_mlops.errors import ModelNotFoundError, RegistryError, RegistryUnreachableError
 
@@ -129,6 +130,22 @@ class MlflowApi(Protocol):
 def mlflow_api(uri: str) -> MlflowApi:
     """The registry at a tracking URI."""
     return _Rest(uri) if uri.startswith(("http://", "https://")) else _Client(uri)
+
+
+def without_password(uri: str, where: str, fix: str) -> str:
+    """A tracking URI that may stand in Calls, logs and on a server's page.
+
+    Args:
+        uri: the URI.
+        where: what names it, for the error.
+        fix: where a password belongs instead.
+
+    Raises:
+        RegistryError: when it holds a password.
+    """
+    if urlsplit(uri).password:
+        raise RegistryError(f"{where} holds a password", fix=fix)
+    return uri
 
 
 @contextmanager

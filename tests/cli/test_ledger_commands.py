@@ -137,3 +137,26 @@ def test_without_options_airflow_is_asked_where_store_and_mlflow_are(
     told = capsys.readouterr()
     assert aliases(three)["champion"] == "2"
     assert "s3cret-of-ann" not in told.out + told.err
+
+
+@pytest.mark.parametrize("command", ["rollback", "registry check", "serve", "run"])
+def test_a_registry_with_a_password_in_its_address_is_refused_and_not_repeated(
+    three: World, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would stand in Calls, in the store, and on the server's page."""
+    secret = "pa55word"
+    where = three.registry.uri.replace("://", f"://ann:{secret}@")
+    toy.declare(three.folder, three.registry.model)
+    words = [*command.split(), three.registry.model, "--store", three.store]
+    if command == "run":
+        words = ["run", str(three.folder / f"{three.registry.model}.yaml"), "--store", three.store]
+    words += ["--reason", "r"] if command == "rollback" else []
+    before = toy.state_of(three)
+    assert main([*words, "--registry", where]) == 1
+    said = capsys.readouterr()
+    assert "--registry holds a password; try: MLFLOW_TRACKING_USERNAME" in said.err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", where)
+    assert main(words) == 1
+    said = capsys.readouterr()
+    assert "MLFLOW_TRACKING_URI holds a password" in said.err and secret not in said.out + said.err
+    assert toy.state_of(three) == before
