@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from urllib.parse import quote
 
 from airflow_mlops.call.store import Store
@@ -44,20 +45,18 @@ class ModelRegistry:
 
         Two tries of one task follow one another, so one run is made; should two ever race, both use the older one.
         """
-        experiment = self.api.experiment_id(self.ref.experiment)
         identity = call.run_identity + suffix
         found = self.find_run(call, suffix=suffix)
         if found is None:
-            self.api.create_run(experiment, call.run, {RUN_TAG: identity, **(tags or {})})
-            found = self.api.find_run(experiment, RUN_TAG, identity)
+            self.api.create_run(self._experiment, call.run, {RUN_TAG: identity, **(tags or {})})
+            found = self.api.find_run(self._experiment, RUN_TAG, identity)
         if found is None:
             raise RegistryError(f"MLflow at {self.ref.uri} does not find the run that was just made")
         return found
 
     def find_run(self, call: Call, *, suffix: str = "") -> str | None:
         """The MLflow run that a pipeline run has made, or None where it has made nothing new."""
-        experiment = self.api.experiment_id(self.ref.experiment)
-        return self.api.find_run(experiment, RUN_TAG, call.run_identity + suffix)
+        return self.api.find_run(self._experiment, RUN_TAG, call.run_identity + suffix)
 
     def run_of_model(self, source: str) -> str:
         """The MLflow run that has logged a model ``models:/m-...``.
@@ -105,7 +104,7 @@ class ModelRegistry:
         for alias, version in wanted.items():
             if there.get(alias) != version:
                 self.api.set_alias(self.ref.model, alias, version)
-        return self.api.aliases(self.ref.model)
+        return {alias: version for alias, version in {**there, **wanted}.items() if version is not None}
 
     def roll_back(
         self,
@@ -189,15 +188,18 @@ class ModelRegistry:
         """Where a browser sees a run, or one of its artifacts; None where MLflow has no server."""
         if self._pages is None:
             return None
-        experiment = self.api.experiment_id(self.ref.experiment)
         path = f"/artifacts/{artifact}" if artifact else ""
-        return f"{self._pages}/#/experiments/{experiment}/runs/{run_id}{path}"
+        return f"{self._pages}/#/experiments/{self._experiment}/runs/{run_id}{path}"
 
     def version_url(self, version: str) -> str | None:
         """Where a browser sees a version; None where MLflow has no server."""
         if self._pages is None:
             return None
         return f"{self._pages}/#/models/{quote(self.ref.model, safe='')}/versions/{quote(version, safe='')}"
+
+    @cached_property
+    def _experiment(self) -> str:
+        return self.api.experiment_id(self.ref.experiment)
 
     @property
     def _pages(self) -> str | None:
