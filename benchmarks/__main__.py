@@ -10,10 +10,23 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import drift, fleet, rerun, runs, runtime, sensors, startup, tune, validation, workers
+from benchmarks import drift, fleet, rerun, runs, runtime, sensors, serving, startup, tune, validation, workers
 from benchmarks.table import Table
 
-PARTS = ("import", "parse", "run", "airflow", "rerun", "runtime", "validate", "tune", "drift", "sensors", "fleet")
+PARTS = (
+    "import",
+    "parse",
+    "run",
+    "airflow",
+    "rerun",
+    "runtime",
+    "validate",
+    "tune",
+    "drift",
+    "sensors",
+    "fleet",
+    "serving",
+)
 ROWS, QUICK_ROWS = 100_000, 5_000
 TUNE_ROWS = 5_000
 
@@ -68,6 +81,8 @@ def main() -> int:
             # Its own number of rows: what it is about is many at once.
             few = options.rows or QUICK_ROWS
             fleet.measure(table, home / "fleet", few, 3 if options.quick else fleet.PIPELINES, cold=not options.quick)
+        if "serving" in parts:
+            serving.measure(table, home / "serving", rows, quick=options.quick)
     print(f"\nload {_load()} at the end, after {time.monotonic() - started:.0f} s\n")
     print(table.text())
     return 0
