@@ -57,7 +57,7 @@ class Served:
     def __exit__(self, *error: object) -> None:
         self.stop()
 
-    def start(self, seconds: float = 60) -> None:
+    def start(self, seconds: float = 120) -> None:
         self.launch()
         assert self.process.stdout is not None
         assert select.select([self.process.stdout], [], [], seconds)[0], f"no server: {self.said()}"
@@ -129,7 +129,7 @@ class Served:
         found: dict[str, Any] = self.ask("GET", "/health").body
         return found
 
-    def wait(self, ready: Callable[[], Any], seconds: float = 30) -> Any:
+    def wait(self, ready: Callable[[], Any], seconds: float = 90) -> Any:
         until = time.monotonic() + seconds
         while not (found := ready()):
             assert time.monotonic() < until, (self.health(), self.said())

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import http.client
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from airflow_mlops.call import ArtifactRef
+from airflow_mlops.call.dispatch import run
+from airflow_mlops.errors import RegistryUnreachableError
+from airflow_mlops.registry import ModelRegistry
 from airflow_mlops.spec import performance_node, prediction_drift_node
 from airflow_mlops.triggers.window import arrived_predictions
 from tests import toy
 from tests.serving.client import Served, ledger, move
 from tests.toy import World
+
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 
 
 @contextmanager
@@ -153,9 +161,16 @@ def test_the_loop_is_closed_with_real_traffic(world: World) -> None:
     assert performance.status == "ok", performance.reasons
 
 
+class OwnMlflow(NamedTuple):
+    """A registry on an MLflow server of its own, which the test may end, and start once more."""
+
+    world: World
+    start: Callable[[], None]
+    kill: Callable[[], None]
+
+
 @pytest.fixture
-def own_mlflow(tmp_path: Path) -> Iterator[tuple[World, list[subprocess.Popen[bytes]]]]:
-    """A registry on an MLflow server of its own, which the test may end."""
+def own_mlflow(tmp_path: Path) -> Iterator[OwnMlflow]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     folder = tmp_path / "mlflow"
@@ -170,12 +185,14 @@ def own_mlflow(tmp_path: Path) -> Iterator[tuple[World, list[subprocess.Popen[by
                     *("--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
                     *("--artifacts-destination", str(folder / "artifacts")),
                 ],
+                # Else it starts seven processes for jobs, which nobody here gives it.
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
         )
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while time.monotonic() < until:
             try:
                 connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
@@ -186,49 +203,63 @@ def own_mlflow(tmp_path: Path) -> Iterator[tuple[World, list[subprocess.Popen[by
                 time.sleep(0.2)
         raise AssertionError("MLflow did not start")
 
-    import os
-
-    start()
-    world = World(tmp_path, str(tmp_path / "store"), toy.registry_ref(f"http://127.0.0.1:{port}", "own"))
-    try:
-        yield world, servers
-    finally:
+    def kill() -> None:
         for server in servers:
             if server.poll() is None:
                 os.killpg(server.pid, signal.SIGKILL)
                 server.wait()
 
+    start()
+    world = World(tmp_path, str(tmp_path / "store"), toy.registry_ref(f"http://127.0.0.1:{port}", "own"))
+    try:
+        yield OwnMlflow(world, start, kill)
+    finally:
+        kill()
 
-def test_with_mlflow_down_it_serves_what_it_has_and_says_so(
-    own_mlflow: tuple[World, list[subprocess.Popen[bytes]]],
+
+def test_with_mlflow_down_in_a_promotion_it_serves_what_it_has_and_says_so_and_then_follows(
+    own_mlflow: OwnMlflow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os
-
-    world, servers = own_mlflow
+    world = own_mlflow.world
     toy.months(world.folder)
     declaration = toy.declare(world.folder, "own", validate_model={"versus_champion": None})
     for month in ("2024-01", "2024-02"):
         toy.run_plan(declaration, month, month, world.store, world.registry)
-    digest = ledger(world).digest("1")
+    version = ArtifactRef(uri="models:/own/1", digest=ledger(world).digest("1"), kind="model_version")
+    promotion = toy.make_promotion(world, version, "2", "again")
+    project = ModelRegistry.project
+
+    def dying(registry: ModelRegistry) -> dict[str, str]:
+        own_mlflow.kill()
+        return project(registry)
+
     table = toy.rows("2024-03", 5)
-    with Served(world, env={"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}) as server:
+    with Served(world, env=IMPATIENT) as server:
         before = server.predict(table)
-        os.killpg(servers[0].pid, signal.SIGKILL)
-        servers[0].wait()
-        # A swap that MLflow cannot bring: the ledger, which needs no MLflow, says version 1.
-        ledger(world).record(
-            "rollback", version="1", champion_before="2", model=digest, reasons=("by a test",), run="down"
-        )
+        # The ledger, which needs no MLflow, says version 1 by then; the aliases do not, nor can it be fetched.
+        monkeypatch.setattr(ModelRegistry, "project", dying)
+        with pytest.raises(RegistryUnreachableError):
+            run(promotion)
+        monkeypatch.undo()
         told = server.wait(lambda: "version 1 cannot be loaded" in str((found := server.health())["problem"]) and found)
         assert told["state"] == "degraded"
         after = server.predict(table)
         assert (after.status, after.version, after.body) == (200, "2", before.body)
-    # Nor can another one be started meanwhile, and that is said.
-    late = Served(world, env={"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}, start=False)
-    late.launch()
-    assert late.process.wait(60) == 1
-    assert "own" in late.said() or "127.0.0.1" in late.said()
-    late.stop()
+        server.wait(lambda: "does not answer" in server.health()["mlflow"])
+        assert server.ask("GET", "/ping").status == 200
+        # Nor can another one be started meanwhile, and that is said.
+        late = Served(world, env=IMPATIENT, start=False)
+        late.launch()
+        assert late.process.wait(120) == 1
+        assert f"MLflow at {world.registry.uri} does not answer" in late.said()
+        late.stop()
+        own_mlflow.start()
+        assert run(promotion).info["version"] == "1"
+        server.follows("1")
+        assert server.predict(table).version == "1"
+        server.wait(lambda: server.health()["state"] == "ok")
+    assert toy.state_of(world)["aliases"] == {"champion": "1", "previous": "2"}
+    assert [entry.version for entry in ledger(world).entries()] == ["1", "2", "1"]
 
 
 def test_a_pickle_is_refused_unless_it_is_allowed(world: World) -> None:
