@@ -35,8 +35,8 @@ from benchmarks.table import Row, Table
 
 CELLS = tuple((clients, rows) for clients in (1, 32) for rows in (1, 100))
 """How many clients ask, and how many rows each request has."""
-SECONDS, ROUNDS, SWAPS, PROMOTIONS = 6.0, 5, 100, 20
-_FLUSH = 2
+SECONDS, ROUNDS, SWAPS, PROMOTIONS = 12.0, 3, 100, 20
+"""A round is longer than the ten seconds between two writings of the predictions."""
 _PROMOTION_S = 0.5
 
 
@@ -115,6 +115,10 @@ def _answers(table: Table, home: Path, ours: str, theirs: str, seconds: float, r
         figures = (f"{rates[0]:.0f}/s", f"{rates[1]:.0f}/s", f"{share:.2f}x", ">= 1x", share >= 1)
         table.add(Row(f"{what}: requests", *figures))
         table.ratio(f"{what}: p99", _p99(own), _p99(peer), 1.0, "ms")
+    log = fetch(f"{ours}/health")
+    table.add(
+        Row("predictions logged, dropped", f"{log['logged']:,}, {log['dropped']}", "", "", "0", not log["dropped"])
+    )
 
 
 def _p99(loads: list[Load]) -> float:
@@ -173,7 +177,7 @@ def _ask(url: str, body: bytes) -> tuple[int, str]:
 def _ours(home: Path, registry: ModelRegistry, environment: dict[str, str]) -> Any:
     where = ("--store", str(home / "store"), "--registry", registry.ref.uri)
     (port,) = free_ports(1)
-    command = [sys.executable, "-m", "airflow_mlops", "serve", MODEL, "--port", str(port), "--flush", str(_FLUSH)]
+    command = [sys.executable, "-m", "airflow_mlops", "serve", MODEL, "--port", str(port)]
     return _server("ours", home, f"http://127.0.0.1:{port}", [*command, *where], environment)
 
 
