@@ -43,14 +43,15 @@ train: {{estimator: sklearn.linear_model.LogisticRegression}}
 evaluate: {{plots: false}}
 monitor: {{schedule: "@continuous"}}
 """
-_CROWD = """\
+CROWD = """\
 from airflow.sdk import DAG
 from airflow.providers.standard.operators.empty import EmptyOperator
 
 with DAG("crowd", schedule=None, is_paused_upon_creation=True):
     EmptyOperator(task_id="sensor")
 """
-_DEFER = """
+WINDOW_TRIGGER = "airflow_mlops.triggers.window.WindowTrigger"
+DEFER = """
 import json, sys
 from datetime import datetime, timezone
 from airflow.models.serialized_dag import SerializedDagModel
@@ -58,16 +59,17 @@ from airflow.models.trigger import Trigger
 from airflow.utils.session import create_session
 from airflow.utils.state import DagRunState
 from airflow.utils.types import DagRunTriggeredByType, DagRunType
-from airflow_mlops.triggers.window import WindowTrigger
+from airflow.sdk._shared.module_loading import import_string
+trigger_class = import_string(sys.argv[2])
 with create_session() as session:
     dag, now = SerializedDagModel.get_dag("crowd", session=session), datetime.now(timezone.utc)
-    for number, arguments in enumerate(json.loads(open(sys.argv[1]).read())):
+    for each in json.loads(open(sys.argv[1]).read()):
         run = dag.create_dagrun(
-            run_id=f"run-{number}", run_after=now, run_type=DagRunType.MANUAL, state=DagRunState.QUEUED,
+            run_id=each["run"], run_after=now, run_type=DagRunType.MANUAL, state=DagRunState.QUEUED,
             triggered_by=DagRunTriggeredByType.TEST, session=session,
         )
         (task,) = run.get_task_instances(session=session)
-        trigger = Trigger.from_object(WindowTrigger(**arguments))
+        trigger = Trigger.from_object(trigger_class(**each["arguments"]))
         session.add(trigger)
         session.flush()
         task.trigger_id, task.state, task.next_method, task.next_kwargs = trigger.id, "deferred", "resume", {}
@@ -88,22 +90,23 @@ def measure(table: Table, home: Path, count: int = SENSORS) -> None:
     (dags / "data").mkdir(parents=True)
     (dags / "watched.yaml").write_text(_DECLARATION)
     (dags / "watched_dags.py").write_text(DAG_FILE.format(pattern="watched.yaml"))
-    (dags / "crowd.py").write_text(_CROWD)
+    (dags / "crowd.py").write_text(CROWD)
     with Services(home, dags, environment=compiled(None)) as services:
         services.start()
         _train(services)
-        alone, arguments = _memory(services), home / "crowd.json"
-        arguments.write_text(json.dumps(crowd(home / "crowd", count - 1)))
-        python("-c", _DEFER, str(arguments), environment=services.environment)
-        services.wait("triggerer", lambda: _running(services) == count, 120)
+        alone, arguments = memory(services), home / "crowd.json"
+        made = enumerate(crowd(home / "crowd", count - 1))
+        arguments.write_text(json.dumps([{"run": f"run-{number}", "arguments": each} for number, each in made]))
+        python("-c", DEFER, str(arguments), WINDOW_TRIGGER, environment=services.environment)
+        services.wait("triggerer", lambda: running(services) == count, 120)
         # Each has looked once and once more.
         time.sleep(3 * POLL)
-        before = _cpu(services)
+        before = cpu(services)
         time.sleep(2 * POLL)
-        busy = (_cpu(services) - before) / (2 * POLL)
-        each = (_memory(services) - alone) / MIB / (count - 1)
+        busy = (cpu(services) - before) / (2 * POLL)
+        each = (memory(services) - alone) / MIB / (count - 1)
         soon = _verdict_after(services)
-        still = _running(services)
+        still = running(services)
     if still < count - 1:
         raise RuntimeError(f"{count - 1 - still} fired that had nothing to fire for")
     table.add(
@@ -138,16 +141,16 @@ def _train(services: Services) -> None:
     """Train on January, and let the monitor wait for February in the triggerer."""
     _arrive(services, "2024-01")
     wanted = {"crowd", f"{_MODEL}.train", f"{_MODEL}.monitor"}
-    services.wait("dag-processor", lambda: wanted <= {dag["dag_id"] for dag in _dags(services)}, 180)
+    services.wait("dag-processor", lambda: wanted <= {dag["dag_id"] for dag in dags_of(services)}, 180)
     run = services.trigger(f"{_MODEL}.train", {"window": "2024-01"})
     services.wait("scheduler", lambda: services.runs(f"{_MODEL}.train")[-1]["state"] in ("success", "failed"), 300)
     if Ledger(Store(str(services.store)), _MODEL).champion() is None:
         raise RuntimeError(services.task_log(f"{_MODEL}.train", run, "train"))
-    services.wait("triggerer", lambda: _running(services) == 1, 120)
+    services.wait("triggerer", lambda: running(services) == 1, 120)
     time.sleep(2 * POLL)
 
 
-def _dags(services: Services) -> Any:
+def dags_of(services: Services) -> Any:
     return services.airflow("GET", "dags?limit=10")["dags"]
 
 
@@ -173,21 +176,21 @@ def _verdict_after(services: Services) -> float:
     return time.monotonic() - came
 
 
-def _running(services: Services) -> int:
+def running(services: Services) -> int:
     return int(python("-c", _RUNNING, environment=services.environment)[1].split()[-1])
 
 
-def _triggerer(services: Services) -> list[psutil.Process]:
+def triggerer(services: Services) -> list[psutil.Process]:
     root = psutil.Process(services.pid("triggerer"))
     return [root, *root.children(recursive=True)]
 
 
-def _memory(services: Services) -> int:
-    return sum(process.memory_full_info().uss for process in _triggerer(services))
+def memory(services: Services) -> int:
+    return sum(process.memory_full_info().uss for process in triggerer(services))
 
 
-def _cpu(services: Services) -> float:
-    return sum(sum(process.cpu_times()[:2]) for process in _triggerer(services))
+def cpu(services: Services) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in triggerer(services))
 
 
 def main() -> int:

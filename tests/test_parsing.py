@@ -189,7 +189,7 @@ def test_a_look_at_a_job_loads_no_client_of_vertex(vertex: Any, gcs: str) -> Non
         "poll_interval": 0.01,
     }
     clients = " ".join(name for name in HEAVY if name not in ("google.auth", "google.cloud"))
-    clients += " google.cloud.aiplatform google.cloud.secretmanager google.cloud.logging vertexai"
+    clients += " google.cloud.aiplatform google.cloud.logging google.cloud.storage vertexai"
     assert finish(start(LOOK, json.dumps(arguments), clients)) == ["fired"]
     assert len(vertex.requests("GET", "customJobs/1")) == 1
 

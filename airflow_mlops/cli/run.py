@@ -52,10 +52,7 @@ def run(options: argparse.Namespace, state: Path) -> int:
     """Run the command; see ``airflow-mlops run --help``."""
     declaration = choose_declaration(load_declarations(options.file), options)
     name = declaration.pipeline.name
-    registry = registry_of(options, state, name)
-    store = (
-        options.store or (declaration.pipeline.google and declaration.pipeline.google.store) or store_of(options, state)
-    )
+    registry, store = registry_of(options, state, name), store_of(options, state, declaration.pipeline.google)
     with _aside(options):
         check(declaration, Store(store))
     identity = options.resume or f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
