@@ -196,7 +196,7 @@ def _message(its: _Route, match: re.Match[str], asked: Asked) -> Any:
         place = value
         for each in above:
             place = place.setdefault(each, {})
-        place[last] = text
+        place[last] = [text] if isinstance(text, str) and _is_repeated(its.message, (*above, last)) else text
     if its.body == "*":
         value |= asked.body or {}
     elif its.body:
@@ -212,6 +212,16 @@ def _message(its: _Route, match: re.Match[str], asked: Asked) -> Any:
     except ParseError as error:
         raise RefusedError("INVALID_ARGUMENT", f"Invalid JSON payload received. {error}") from error
     return its.message.wrap(message) if plus else message
+
+
+def _is_repeated(message: Any, path: tuple[str, ...]) -> bool:
+    """Whether a field of a request, such as ``aggregation.groupByFields``, takes several values."""
+    fields: Any = (message.pb() if hasattr(message, "pb") else message).DESCRIPTOR
+    found = None
+    for name in path:
+        found = fields and (fields.fields_by_camelcase_name.get(name) or fields.fields_by_name.get(name))
+        fields = found.message_type if found else None
+    return bool(found and found.label == found.LABEL_REPEATED)
 
 
 def _as_json(answer: Any) -> Any:

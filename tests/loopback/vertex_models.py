@@ -368,7 +368,8 @@ class VertexModels(RestService):
     def container(self, model: T.Model) -> Container:
         """The process that serves a version."""
         spec = model.container_spec
-        key = json.dumps([list(spec.command), list(spec.args), model.artifact_uri])
+        # Folders go by the digest of what is in them, in whatever bucket.
+        key = json.dumps([list(spec.command), list(spec.args), _last(model.artifact_uri)])
         with self.lock:
             found = self.containers.get(key)
             if found is None or found.process.poll() is not None:
@@ -568,9 +569,9 @@ def _check_labels(labels: Any) -> None:
             raise RefusedError("INVALID_ARGUMENT", f"Invalid label {key}={value}.")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def vertex_models_server(gcs_server: str) -> Iterator[VertexModels]:
-    """The stand-in for the session; a test takes `vertex_models`."""
+    """The stand-in and its containers for the tests of one file; a test takes `vertex_models`."""
     environment = {**os.environ, **client_environment(gcs_server)}
     service = VertexModels(environment)
     try:
