@@ -111,7 +111,7 @@ def _dag(pipeline: Pipeline, what: str, schedule: Any, doc: str, params: dict[st
 
 def _publishing(pipeline: Pipeline) -> dict[str, Any]:
     google = pipeline.google
-    return publishing(google.topic_name, google.connection, pipeline.name) if google else {}
+    return publishing(google.topic_name, google.connection, pipeline.name, google.store) if google else {}
 
 
 def _window(pipeline: Pipeline) -> dict[str, Param]:

@@ -334,6 +334,8 @@ def test_a_mode_that_was_changed_holds_for_what_waits(life: Any) -> None:
         ([], "drift", "recorded"),
         (["drift"], "model", "recorded"),
         (["drift", {"model": "geo"}], "model", "started"),
+        (["drift"], "pubsub", "recorded"),
+        ([{"pubsub": "projects/my-project/subscriptions/wishes"}], "pubsub", "started"),
         (["performance"], "performance", "started"),
     ],
 )
