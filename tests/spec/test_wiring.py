@@ -126,6 +126,11 @@ def test_a_sound_declaration_has_no_problems(tmp_path: Path, more: str) -> None:
             "4: pipeline 'churn', stage 'retrain': a promotion of 'churn' would retrain 'churn', for ever",
         ),
         (
+            "retrain: {triggers: [{pubsub: wishes}]}",
+            "4: pipeline 'churn', stage 'retrain': in which project the subscription 'wishes' is, is not declared; "
+            "try: projects/P/subscriptions/wishes",
+        ),
+        (
             "train: {estimator: a.B, serialization: cloudpickle}\ndeploy: {}",
             "4: pipeline 'churn': no server loads a model that is written with cloudpickle",
         ),
