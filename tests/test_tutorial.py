@@ -61,6 +61,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str]]:
     )
     outside = ("MLFLOW_TRACKING_URI", "AIRFLOW_HOME")
     environment = {name: value for name, value in os.environ.items() if name not in outside}
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # consumers that nothing here has work for
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     with (folder / "output").open("w+") as output:
         shell = subprocess.Popen(

@@ -36,10 +36,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def make(target: str, project: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a step of a project."""
     return subprocess.run(
-        ["make", target, *words], cwd=project, env=BIN, text=True, capture_output=True, timeout=300, check=False
+        ["make", target, *words], cwd=project, env=BIN, text=True, capture_output=True, timeout=1200, check=False
     )
 
 
+@pytest.mark.timeout(1800)
 def test_the_tests_of_a_new_project_are_green(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They lint its declaration, train a model that passes its gate, and load its DAGs; then it can be built."""
     assert main(["init", "churn"]) == 0
