@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from airflow_mlops.cli.test import Check, Tested
+    from airflow_mlops.cli.test import Check, UnderTest
     from airflow_mlops.stages.model_io import Model
 
 
 class PipelineUnderTest:
     """One pipeline, its sample, and the model that is trained on it."""
 
-    def __init__(self, tested: Tested) -> None:
+    def __init__(self, tested: UnderTest) -> None:
         self._tested = tested
 
     @property
@@ -57,7 +57,7 @@ class PipelineUnderTest:
 @pytest.fixture
 def mlops_pipeline(request: pytest.FixtureRequest) -> Iterator[Callable[..., PipelineUnderTest]]:
     """Bring a pipeline under test: ``mlops_pipeline(FILE, name=None, rows=None)``, FILE relative to pytest's root."""
-    from airflow_mlops.cli.test import Tested
+    from airflow_mlops.cli.test import UnderTest
     from airflow_mlops.spec import load_declarations
 
     with contextlib.ExitStack() as stack:
@@ -68,6 +68,6 @@ def mlops_pipeline(request: pytest.FixtureRequest) -> Iterator[Callable[..., Pip
             if len(found) != 1:
                 names = ", ".join(each.pipeline.name for each in declarations)
                 pytest.fail(f"{file} holds {len(found)} pipelines of that name; name one of: {names}", pytrace=False)
-            return PipelineUnderTest(stack.enter_context(Tested(found[0], rows)))
+            return PipelineUnderTest(stack.enter_context(UnderTest(found[0], rows)))
 
         yield under_test

@@ -94,6 +94,7 @@ def parser_of_commands() -> argparse.ArgumentParser:
         help=f"MLflow's tracking URI (default: $MLFLOW_TRACKING_URI, else sqlite in {STATE_FOLDER})",
     )
     run.add_argument("--resume", metavar="RUN", help="go on with an earlier run: what it has done is not done again")
+    run.add_argument("--model", metavar="VERSION", help="judge this version, such as a copied one, and train none")
     run.add_argument("--no-cache", action="store_true", help="do every stage anew, and keep nothing for later runs")
     run.add_argument(
         "--promote",
@@ -244,14 +245,21 @@ def parser_of_commands() -> argparse.ArgumentParser:
     add_registry(serving)
     serving.set_defaults(handler=_serve)
 
-    registry = commands.add_parser("registry", help="whether MLflow's registry is what the ledger says")
+    registry = commands.add_parser("registry", help="hold MLflow's registry against the ledger, copy a champion")
     kinds = registry.add_subparsers(dest="kind", metavar="COMMAND", required=True)
     checked = kinds.add_parser("check", help="hold aliases and versions against the ledger: exit code 1 if they differ")
     checked.add_argument("model", metavar="MODEL", nargs="?", help="the model's name (default: every model)")
     checked.add_argument("--repair", action="store_true", help="make the aliases say what the ledger says")
     checked.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     add_registry(checked)
-    checked.set_defaults(handler=_registry)
+    checked.set_defaults(handler=_registry, command_name="check")
+    copied = kinds.add_parser("copy", help="copy a champion into another environment, as a candidate for its gate")
+    copied.add_argument("model", metavar="MODEL", help="the model's name, which is its pipeline's")
+    for side, where in (("from", "it is taken from"), ("to", "it goes to")):
+        copied.add_argument(f"--{side}-store", metavar="URI", required=True, help=f"the store {where}")
+        copied.add_argument(f"--{side}-registry", metavar="URI", required=True, help=f"the tracking URI {where}")
+    copied.add_argument("--by", metavar="NAME", help="who does it, for the record (default: the user's name)")
+    copied.set_defaults(handler=_registry, command_name="copy")
 
     calibrate = commands.add_parser(
         "calibrate", help="show a drift rule's false alarms and power on the source's history, before it is turned on"
@@ -393,9 +401,9 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _registry(options: argparse.Namespace) -> int:
-    from airflow_mlops.cli.registry import check
+    from airflow_mlops.cli import registry
 
-    return check(options)
+    return int(getattr(registry, options.command_name)(options))
 
 
 def _calibrate(options: argparse.Namespace) -> int:

@@ -1,11 +1,14 @@
-"""``airflow-mlops registry check``: whether MLflow says of a model what the ledger says, and how to mend it."""
+"""``airflow-mlops registry``: whether MLflow says what the ledger says, and a champion copied to another registry."""
 
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
 from typing import Any
 
+from airflow_mlops.call.store import Store
+from airflow_mlops.call.wire import RegistryRef
 from airflow_mlops.cli.where import known_models, registry_in, require_model, store_of
 from airflow_mlops.registry.check import differences, repair
 from airflow_mlops.registry.mirror import mirror_of
@@ -52,3 +55,17 @@ def check(options: argparse.Namespace) -> int:
     if not told:
         print(f"{store.root} has no ledger")
     return 1 if left else 0
+
+
+def copy(options: argparse.Namespace) -> int:
+    """Copy a model's champion into another registry, as a candidate for the gate there."""
+    from airflow_mlops.call.dispatch import stage_module
+
+    sides = []
+    for store, uri in ((options.from_store, options.from_registry), (options.to_store, options.to_registry)):
+        sides.append(ModelRegistry(RegistryRef(uri=uri, model=options.model, experiment=options.model), Store(store)))
+    require_model(Store(options.from_store), options.model)
+    version, entry = stage_module("copy_model").copy_champion(*sides, by=options.by or getpass.getuser())
+    print(f"{options.model}: version {version.version} at {options.to_registry}\n  digest   {entry.model}")
+    print(f"  ledger   entry {entry.number}: {entry.told}; {'; '.join(entry.reasons)}")
+    return 0

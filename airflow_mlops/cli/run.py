@@ -21,16 +21,17 @@ from airflow_mlops.backends import TERMINAL, Backend, backend_of, carrier, relay
 from airflow_mlops.backends.subprocess import SubprocessBackend
 from airflow_mlops.call.cache import INFO
 from airflow_mlops.call.code import snapshot
-from airflow_mlops.call.dispatch import known
+from airflow_mlops.call.dispatch import known, stage_module
 from airflow_mlops.call.source import windows_of
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, RegistryRef, digest_of
 from airflow_mlops.cli import resume
 from airflow_mlops.cli.lint import lint_one
 from airflow_mlops.cli.where import uri_of
-from airflow_mlops.errors import CodeError, DataNotFoundError, DeclarationError, MlopsError
+from airflow_mlops.errors import CodeError, DataNotFoundError, DeclarationError, MlopsError, RegistryError
 from airflow_mlops.registry import ModelRegistry
 from airflow_mlops.registry.mlflow_api import mlflow_api
+from airflow_mlops.registry.models import MODEL_DIGEST_TAG
 from airflow_mlops.spec import Declaration, Node, dump_pipeline, load_declarations, train_plan
 from airflow_mlops.spec.google import VERTEX, Google
 from airflow_mlops.spec.plan import callables_of, carried_by
@@ -80,6 +81,7 @@ def run(options: argparse.Namespace, state: Path) -> int:
                 cache=declaration.pipeline.cache and not options.no_cache,
                 promote=options.promote,
                 approved_by=getpass.getuser() if options.approve else None,
+                model=options.model,
             )
     except MlopsError as error:
         failure = error
@@ -156,10 +158,12 @@ def run_plan(
     cache: bool = True,
     promote: bool | None = None,
     approved_by: str | None = None,
+    model: str | None = None,
 ) -> None:
     """Run the train plan stage by stage, filling ``outcomes``; what this run has done before is not done again.
 
-    With ``cache`` nor is what another run has done with the same code, params, inputs and libraries.
+    With ``cache`` nor is what another run has done with the same code, params, inputs and libraries. With ``model``, a
+    version that is registered, nothing is trained: that version is judged.
 
     A gate that says no ends the plan without an error.
     """
@@ -170,6 +174,10 @@ def run_plan(
         "trial": {"wait": True},
     }
     plan = tuple(node._replace(params=node.params.model_copy(update=said.get(node.stage, {}))) for node in plan)
+    if model:
+        plan = tuple(
+            node._replace(inputs={} if node.stage == "train" else node.inputs) for node in plan if node.stage != "tune"
+        )
     root = Store(store)
     code = code_of(declaration, root)
     here = backend_of("local")
@@ -186,7 +194,7 @@ def run_plan(
                 registry=registry,
                 cache=cache,
             )
-            earlier = root.read_outcome(call)
+            earlier = _judged(call, model, root) if model and node.stage == "train" else root.read_outcome(call)
             if earlier is not None:
                 outcomes[node.stage] = earlier
                 progress(node.stage, "reused", 0.0, earlier)
@@ -207,6 +215,23 @@ def run_plan(
                 for later in plan[position + 1 :]:
                     progress(later.stage, "skipped", 0.0, None)
                 return
+
+
+def _judged(call: Call, version: str, store: Store) -> Outcome:
+    """In place of a training: a version that is registered, such as one that was copied here.
+
+    Raises:
+        ModelNotFoundError: when there is no such version.
+        RegistryError: when it is none of ours.
+    """
+    registry = ModelRegistry.of(call, store)
+    found = registry.api.version(registry.ref.model, version)
+    digest = found.tags.get(MODEL_DIGEST_TAG)
+    if digest is None:
+        raise RegistryError(f"version {version} of {found.model!r} was not made by airflow_mlops")
+    ref = ArtifactRef(uri=found.source, digest=digest, kind="model")
+    outcome: Outcome = stage_module("outcome").outcome_of(call, outputs={"model": ref}, info={"run_id": found.run_id})
+    return outcome
 
 
 def code_of(declaration: Declaration, store: Store) -> ArtifactRef | None:
@@ -415,7 +440,7 @@ def _command_again(options: argparse.Namespace, identity: str | None, window: Wi
     words = ["airflow-mlops", "run", options.file]
     if window:
         words += ["--window", window.key]
-    for flag in ("pipeline", "store", "registry"):
+    for flag in ("pipeline", "store", "registry", "model"):
         if getattr(options, flag):
             words += [f"--{flag}", getattr(options, flag)]
     if options.no_cache:

@@ -65,7 +65,7 @@ class Check(NamedTuple):
     """Where it is declared."""
 
 
-class Tested:
+class UnderTest:
     """A pipeline under test: its sample, and the model that is trained on it, each made once when it is asked for.
 
     Args:
@@ -351,7 +351,7 @@ def test(options: argparse.Namespace) -> int:
             name = declaration.pipeline.name
             print(f"{name}: {file}", flush=True)
             found[name] = []
-            with Tested(declaration, options.sample) as tested:
+            with UnderTest(declaration, options.sample) as tested:
                 for check in tested.checks():
                     found[name].append(check)
                     _print(name, check, options.github)

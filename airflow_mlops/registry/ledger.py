@@ -16,12 +16,13 @@ from airflow_mlops.call.store import Store
 from airflow_mlops.errors import ModelNotFoundError, PromotionConflictError
 from airflow_mlops.registry.log import AppendLog
 
-Kind = Literal["promotion", "rejection", "approval", "trial", "withdrawal", "deployment", "rollback"]
+Kind = Literal["promotion", "rejection", "approval", "trial", "withdrawal", "deployment", "rollback", "arrival"]
 """What an entry tells.
 
 ``promotion`` and ``rollback`` move the champion. ``approval`` is a person's yes, and ``rejection`` the gate's or a
 person's no. ``trial`` gives a candidate traffic beside the champion, until a ``withdrawal`` or the next move ends it.
-``deployment`` says that what serves was seen to follow.
+``deployment`` says that what serves was seen to follow. ``arrival`` says that a version was copied here from another
+registry, and from which: it is no more than a candidate for the gate here.
 """
 MOVES = frozenset({"promotion", "rollback"})
 """What moves the champion."""
@@ -85,6 +86,7 @@ class Entry(BaseModel):
             else f"version {self.version} is compared with champion {self.champion_after} in its shadow",
             "withdrawal": f"version {self.version} is on trial no more: {stays}",
             "deployment": f"version {self.version} is served by {self.target}",
+            "arrival": f"version {self.version} was copied here: {stays}",
         }
         return said[self.kind]
 

@@ -240,6 +240,27 @@ class Model:
         return final.predict(features), final.predict_proba(features)
 
 
+def fetch_model(facts: Facts, target: Path) -> tuple[Path, Path]:
+    """Bring a logged model here, and hold it against its digest.
+
+    Returns:
+        Its folder, and the file of the estimator in it.
+
+    Raises:
+        ModelNotFoundError: when it is gone.
+        RegistryUnreachableError: when it cannot be fetched now.
+        StoreError: when its content is not what its digest says.
+    """
+    folder = fetched(f"the model {facts.model_uri}", target, artifact_uri=facts.model_uri)
+    file = next((each for each in folder.iterdir() if each.suffix in (".skops", ".pkl")), None)
+    if file is None or model_digest(file, folder / "code") != facts.model_digest:
+        raise StoreError(
+            f"the model at {facts.model_uri} is not the one that was trained: its digest differs",
+            fix="somebody has changed the file: train again with cache: false, or after airflow-mlops cache prune",
+        )
+    return folder, file
+
+
 @contextmanager
 def loaded(facts: Facts, target: Path, *, allow_pickle: bool = True) -> Iterator[Model]:
     """Load a model with its own code, whatever other code of the same name is loaded, for as long as the scope lasts.
@@ -258,13 +279,7 @@ def loaded(facts: Facts, target: Path, *, allow_pickle: bool = True) -> Iterator
     # Before the scope of the model's own code, which takes back what was imported in it.
     from airflow_mlops.stages import skops_io
 
-    folder = fetched(f"the model {facts.model_uri}", target, artifact_uri=facts.model_uri)
-    file = next((each for each in folder.iterdir() if each.suffix in (".skops", ".pkl")), None)
-    if file is None or model_digest(file, folder / "code") != facts.model_digest:
-        raise StoreError(
-            f"the model at {facts.model_uri} is not the one that was trained: its digest differs",
-            fix="somebody has changed the file: train again with cache: false, or after airflow-mlops cache prune",
-        )
+    folder, file = fetch_model(facts, target)
     code = folder / "code"
     with code_scope(code if code.is_dir() else None) as scope:
         if file.suffix == ".skops":

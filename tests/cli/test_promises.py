@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from airflow_mlops.cli.main import main
-from airflow_mlops.cli.test import Check, Tested, github_lines, junit
+from airflow_mlops.cli.test import Check, UnderTest, github_lines, junit
 from airflow_mlops.spec import load_declarations
 from tests.delivery.made import FEATURES, project
 
@@ -103,7 +103,7 @@ def test_features_that_break_their_contract_are_told(tmp_path: Path, source: str
 def found(file: Path, name: str) -> Check:
     """One check; those after it are not made."""
     (declaration,) = load_declarations(file)
-    with Tested(declaration, 100) as tested:
+    with UnderTest(declaration, 100) as tested:
         return next(each for each in tested.checks() if each.name == name)
 
 
