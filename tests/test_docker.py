@@ -134,8 +134,9 @@ def test_the_image_is_what_the_repository_pins() -> None:
 
 
 def test_the_image_gets_every_file_that_it_is_made_of() -> None:
-    """The context is closed but for what .dockerignore lets in."""
-    let_in = [line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    """The context is closed but for what the file beside it lets in."""
+    ignored = DOCKER / "Dockerfile.dockerignore"
+    let_in = [line[1:] for line in ignored.read_text().splitlines() if line.startswith("!")]
     copied = re.findall(r"^COPY (?!--from)(?:--\S+ )*(.+) \S+$", DOCKERFILE.read_text(), re.MULTILINE)
     wanted = {name for line in copied for name in line.split()}
     assert wanted == set(let_in)

@@ -129,7 +129,7 @@ def arrive(platform: Native, month: str, of: str | None = None) -> None:
     (folder / f".{month}").rename(folder / f"{month}.parquet")
 
 
-def until(platform: Native, what: Callable[[], Any], seconds: float = 240) -> Any:
+def until(platform: Native, what: Callable[[], Any], seconds: float = 400) -> Any:
     found: list[Any] = []
 
     def ready() -> bool:
@@ -199,7 +199,7 @@ def test_the_loop_ends_exactly_once_though_a_worker_and_the_scheduler_are_killed
 
         (second,) = trainings(platform)
         until(platform, lambda: ended(platform, second))
-        entry = ledger.entries()[-1]
+        entry = ledger.entries()[1]
         until(platform, lambda: entry.kind != "promotion" or traffic.answered["2"] > 0, 60)
     finally:
         traffic.end()
@@ -209,8 +209,9 @@ def test_the_loop_ends_exactly_once_though_a_worker_and_the_scheduler_are_killed
     (asked,) = requests.all()
     assert (asked.state, asked.run) == ("done", f"flights.train/{second}")
     assert trainings(platform) == [second]
-    assert [each.kind for each in ledger.entries()] == ["promotion", entry.kind]
-    assert entry.kind in ("promotion", "rejection")
+    # Without a server there was nobody to deploy the first one to.
+    kinds = [each.kind for each in ledger.entries()]
+    assert kinds in (["promotion", "promotion", "deployment"], ["promotion", "rejection"])
     assert (entry.version, entry.requests) == ("2", (asked.request.id,))
     assert versions(platform) == ["1", "2"]
     tries = platform.airflow("GET", f"dags/flights.train/dagRuns/{second}/taskInstances?limit=50")["task_instances"]
