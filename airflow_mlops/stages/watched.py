@@ -61,7 +61,7 @@ def _there(params: Monitor, source: SqlSource, call: Call, store: Store, others:
     from airflow_mlops.stages.bigquery import BigQuery
     from airflow_mlops.stages.bigquery_profile import profile
 
-    identity = identity_of(params, source)
+    identity = identity_of(params.extract, source)
     read = Snapshots(store, call, identity)
     kept = Snapshots(store, call, {**identity, "profile": VERSION, "without": sorted(others)})
     windows: Sequence[Window | None] = last_windows(params.grain, call.window, params.last) if call.window else [None]
