@@ -9,10 +9,11 @@ import mlflow
 from mlflow.models import Model as LoggedModel
 
 from airflow_mlops.errors import RegistryError, RegistryUnreachableError
+from airflow_mlops.registry.files import FACTS
 from airflow_mlops.registry.ledger import Entry
 from airflow_mlops.registry.mlflow_api import Version, pointed_at
 from airflow_mlops.registry.models import MODEL_DIGEST_TAG, NOTE_TAG, RUN_TAG, ModelRegistry
-from airflow_mlops.stages.model_io import FACTS, download, fetch_model, read_facts
+from airflow_mlops.stages.model_io import download, fetch_model, read_facts
 
 COPIED_TAG = "mlops.copied_from"
 
