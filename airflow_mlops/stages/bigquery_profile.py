@@ -130,7 +130,9 @@ def _joined() -> dict[str, str]:
     def many(steps: str) -> str:
         return f"COUNT(DISTINCT IF(bin < 0, -1 - ({steps}), {steps})) > {LIMIT}"
 
-    shifts = (f"    WHEN MAX(level) + {by} <= {_FINEST_LINEAR} AND {many(f'size >> {by}')} THEN {by}" for by in (3, 2, 1))
+    shifts = (
+        f"    WHEN MAX(level) + {by} <= {_FINEST_LINEAR} AND {many(f'size >> {by}')} THEN {by}" for by in (3, 2, 1)
+    )
     below = []
     for each in _BELOW_TOP:
         steps = f"CASE\n{_LINEAR.format(depth='depth', size='size', below=each)} END"
@@ -156,7 +158,8 @@ def _time_part(number: int, field: Field) -> str:
 
 _PART = (
     "SELECT '{name}' AS part, {number} AS number, {what}, CAST(NULL AS INT64) AS one, CAST(NULL AS INT64) AS two, "
-    "CAST(NULL AS INT64) AS three, CAST(NULL AS STRING) AS word, CAST(NULL AS FLOAT64) AS low, CAST(NULL AS FLOAT64) AS high FROM {source}{end}"
+    "CAST(NULL AS INT64) AS three, CAST(NULL AS STRING) AS word, CAST(NULL AS FLOAT64) AS low, "
+    "CAST(NULL AS FLOAT64) AS high FROM {source}{end}"
 )
 # The least normal float64 stands for all below it: its exponent is theirs, and their mantissa is below 1.
 _NUMBERS = """numbers AS (
@@ -234,8 +237,8 @@ bins AS (
     SUM(n * (place * place + spread)) / SUM(n) AS square
   FROM moved GROUP BY number, level, bin
 )"""
-# The bins of a level that is linear around 0, where a bin is as wide as 2 to the power of `below` less than the greatest
-# number's exponent; `depth` is how far a bin's own exponent lies below that. See `drift.bins`.
+# The bins of a level that is linear around 0, where a bin is as wide as 2 to the power of `below` less than the
+# greatest number's exponent; `depth` is how far a bin's own exponent lies below that. See `drift.bins`.
 _LINEAR = """      WHEN {depth} <= {below} - 8 THEN {size} - ((top - {below} + 8) << 7) + 256
       WHEN {depth} > {below} THEN 0
       ELSE (128 + ({size} & 127)) >> ({depth} + 7 - {below})"""
