@@ -221,7 +221,7 @@ def _is_repeated(message: Any, path: tuple[str, ...]) -> bool:
     for name in path:
         found = fields and (fields.fields_by_camelcase_name.get(name) or fields.fields_by_name.get(name))
         fields = found.message_type if found else None
-    return bool(found and found.label == found.LABEL_REPEATED)
+    return bool(found and found.is_repeated)
 
 
 def _as_json(answer: Any) -> Any:
