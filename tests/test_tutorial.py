@@ -57,7 +57,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str]]:
     folder = tmp_path_factory.mktemp("tutorial")
     port = str(free_port())
     (folder / "commands").write_text(
-        "".join(f"{step.command}\necho; echo '{_END}' $?\n".replace("5000", port) for step in steps())
+        "".join(f"{step.command}\ncode=$?; echo; echo '{_END}' $code\n".replace("5000", port) for step in steps())
     )
     outside = ("MLFLOW_TRACKING_URI", "AIRFLOW_HOME")
     environment = {name: value for name, value in os.environ.items() if name not in outside}
