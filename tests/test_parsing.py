@@ -114,10 +114,10 @@ def test_a_dag_file_loads_nothing_heavy(tmp_path: Path, text: str, dags: list[st
     toy.declare(tmp_path, prepare={"features": "churn.features:build", "split": {"by": "time"}})
     members = ", ".join(f"'{member:03}'" for member in range(100))
     one = (tmp_path / "toy.yaml").read_text().replace("name: toy\n", "name: 'toy-{member}'\n")
+    on_vertex = one.replace("'toy-{member}'", "on-vertex") + f"backend: vertex\ngoogle: {GOOGLE}\n"
     one += "google: {project: my-project, region: europe-west1, topic: events}\n"
     one = one.replace("retrain:\n", "retrain:\n  triggers: [drift, {pubsub: requests}]\n")
     (tmp_path / "fleet.yaml").write_text(f"{one}for_each: {{member: [{members}]}}\npool: {{name: all, slots: 2}}\n")
-    on_vertex = one.replace("'toy-{member}'", "on-vertex") + f"backend: vertex\ngoogle: {GOOGLE}\n"
     (tmp_path / "vertex.yml").write_text(on_vertex)
     (tmp_path / "dag_file.py").write_text(text)
 
@@ -179,7 +179,7 @@ print(json.dumps(found))
 
 def test_a_look_at_a_job_loads_no_client_of_vertex(vertex: Any, gcs: str) -> None:
     """The provider's hook for connections, google.auth and requests are all that a triggerer loads for it."""
-    options = {"project": "p", "region": "us-central1"}
+    options = {"project": "my-project", "region": "us-central1"}
     call = Call(pipeline="toy", stage="train", run="r", store=f"{gcs}/mlops")
     handle = Handle(backend="vertex", job="projects/p/locations/us-central1/customJobs/1", call=call)
     arguments = {
@@ -188,7 +188,8 @@ def test_a_look_at_a_job_loads_no_client_of_vertex(vertex: Any, gcs: str) -> Non
         "handle": handle.model_dump(mode="json"),
         "poll_interval": 0.01,
     }
-    clients = " ".join(name for name in HEAVY if name not in ("google.auth", "google.cloud"))
+    hook = ("google.auth", "google.cloud", "google.api_core", "grpc")
+    clients = " ".join(name for name in HEAVY if name not in hook)
     clients += " google.cloud.aiplatform google.cloud.logging google.cloud.storage vertexai"
     assert finish(start(LOOK, json.dumps(arguments), clients)) == ["fired"]
     assert len(vertex.requests("GET", "customJobs/1")) == 1

@@ -62,7 +62,7 @@ class Target(Section):
     @field_validator("smoke", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        if isinstance(value, str):
+        if isinstance(value, (str, dict)):
             value = [value]
         return (
             [{"dag": each} if isinstance(each, str) else each for each in value] if isinstance(value, list) else value

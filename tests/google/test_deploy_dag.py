@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from airflow_mlops.call import Store
+from airflow_mlops.registry.ledger import Ledger
 from tests import toy
 from tests.airflow_fixtures import Airflow
 from tests.google.made import mirrored, section, traffic
@@ -19,7 +21,8 @@ def test_a_pipeline_serves_on_vertex_ai(airflow: Airflow, gcs: str, vertex_model
     )
     run = airflow.run("train", conf={"window": "2024-01"})
     assert run.state == "success", (run.states, run.errors)
-    assert [entry.kind for entry in airflow.ledger()] == ["promotion", "deployment"]
+    ledger = Ledger(Store(f"{gcs}/mlops"), airflow.name)
+    assert [entry.kind for entry in ledger.entries()] == ["promotion", "deployment"]
     assert mirrored(vertex_models) == {"1": {"champion", "default"}}
     (endpoint,) = vertex_models.endpoints.values()
     assert list(endpoint.traffic_split.values()) == [100]
@@ -28,6 +31,6 @@ def test_a_pipeline_serves_on_vertex_ai(airflow: Airflow, gcs: str, vertex_model
     with traffic(vertex_models, toy.rows("2024-03", 2)) as said:
         run = airflow.run("train", conf={"window": "2024-02"})
     assert run.state == "success", (run.states, run.errors)
-    assert [entry.kind for entry in airflow.ledger()][2:] == ["trial", "promotion", "deployment"]
+    assert [entry.kind for entry in ledger.entries()][2:] == ["trial", "promotion", "deployment"]
     assert mirrored(vertex_models) == {"2": {"champion", "default"}, "1": {"previous"}}
     assert set(said) == {200}

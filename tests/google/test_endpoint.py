@@ -17,6 +17,7 @@ from airflow_mlops.errors import CloudAccessError, DeploymentError, TrialFailedE
 from airflow_mlops.google.names import resource_id
 from airflow_mlops.registry.ledger import Ledger
 from airflow_mlops.spec.google import Google
+from airflow_mlops.spec.wiring import problems_of
 from tests import toy
 from tests.google.made import Killed, Killer, mirrored, promote, section, traffic
 from tests.loopback.rest import until
@@ -280,11 +281,12 @@ def test_a_look_at_a_trial_is_three_light_requests(served: Line, vertex_models: 
 def test_a_shadow_is_refused_with_what_can_be_had_instead(served: Line) -> None:
     with pytest.raises(DeploymentError, match="no candidate can stand in the shadow.*canary"):
         served.carry("2024-02", "trial", share=0)
-    with pytest.raises(Exception, match="deploy.strategy.*no candidate can stand in the shadow"):
-        served.trained.declared(
-            deploy={"target": "vertex", "strategy": "shadow"},
-            google=served.google.model_dump(mode="json", exclude_none=True),
-        )
+    declaration = served.trained.declared(
+        deploy={"target": "vertex", "strategy": "shadow"},
+        google=served.google.model_dump(mode="json", exclude_none=True),
+    )
+    (problem,) = problems_of(declaration)
+    assert "no candidate can stand in the shadow" in problem and "canary" in problem
 
 
 def test_vertex_s_own_form_is_understood_with_probabilities_where_they_are_asked_for(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,19 +38,21 @@ def cloud(
     bigquery_server: BigQuery,
     pubsub_server: PubSub,
     vertex_server: VertexService,
-    vertex_models_server: VertexModels,
 ) -> Iterator[Cloud]:
     """Everything, with one bucket."""
     import gcsfs
 
     from tests.loopback.rest import Asked, RestService
+    from tests.loopback.vertex_models import VertexModels
+
+    models = VertexModels({**os.environ, **client_environment(gcs_server)})
 
     class Vertex(RestService):
         """One address for both stand-ins, as Vertex AI has one."""
 
         def answer(self, asked: Asked) -> tuple[int, Any, bool]:
             jobs = any(each in asked.path for each in ("customJobs", "hyperparameterTuningJobs", "entries"))
-            return (vertex_server if jobs else vertex_models_server).answer(asked)
+            return (vertex_server if jobs else models).answer(asked)
 
     with Vertex() as front:
         services = ("AIPLATFORM", "MONITORING", "LOGGING")
@@ -66,6 +69,7 @@ def cloud(
         fs = gcsfs.GCSFileSystem(project=PROJECT, token="anon", endpoint_url=gcs_server, skip_instance_cache=True)
         fs.mkdir("flights-cloud")
         vertex_server.environment = environment
-        yield Cloud(
-            "flights-cloud", bigquery_server, pubsub_server, vertex_server, vertex_models_server, front.url, environment
-        )
+        try:
+            yield Cloud("flights-cloud", bigquery_server, pubsub_server, vertex_server, models, front.url, environment)
+        finally:
+            models.end()

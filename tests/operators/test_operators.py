@@ -250,6 +250,8 @@ def test_the_retry_policy_asks_the_error_itself() -> None:
         "JobLostError",
         "JobFailedError",
         "PackageIndexUnreachableError",
+        "CloudUnreachableError",
+        "AirflowUnreachableError",
     }
 
 

@@ -57,7 +57,7 @@ def test_a_query_loses_its_final_semicolon_and_a_table_is_quoted() -> None:
         ({"query": "SELECT 1"}, "'data.source.connection' is missing"),
         (
             {"conection": "w", "query": "SELECT 1"},
-            "'conection'; allowed: connection, query, table; try: connection",
+            "'conection'; allowed: connection, query, table, project, location, max_bytes, export; try: connection",
         ),
         ({"connection": "a b", "query": "SELECT 1"}, "data.source.connection is 'a b'"),
     ],

@@ -28,7 +28,7 @@ from airflow_mlops.operators import ExtractDataOperator
 with DAG("{name}.own", schedule=None, default_args={{"retries": 2, "retry_delay": timedelta(0)}}) as dag:
     ExtractDataOperator(
         task_id="extract", source="data/{window}.parquet", pipeline="{name}", poll_interval=0.2,
-        backend="fake", backend_options={options!r},
+        backend="fake", backend_options={options!r}, cache=False,
     )
 """
 
