@@ -183,7 +183,7 @@ CLOUDY = "flights_cloud"
 """The flights, on Google Cloud."""
 
 
-def cloudy_declaration(bucket: str) -> dict[str, object]:
+def cloudy_declaration(bucket: str, subscription: str) -> dict[str, object]:
     """The declaration of the flights, with what Google Cloud wants laid over it; months pass in seconds."""
     declared: dict[str, object] = yaml.safe_load((REPOSITORY / "dags" / "flights.yaml").read_text())
     declared["data"] |= {"source": {"connection": "google_cloud_default", "table": "airport.flights"}}  # type: ignore[operator]
@@ -198,7 +198,7 @@ def cloudy_declaration(bucket: str) -> dict[str, object]:
         "deploy": {"target": "vertex", "strategy": {"canary": 30}, "bake": "3s", "min_requests": 5},
         # Drift is told, and nobody but a message asks.
         "monitor": {"data_drift": {"min_effect": 0.5}},
-        "retrain": {"triggers": [{"pubsub": CLOUDY}], "cooldown": "0s", "max_per_week": None},
+        "retrain": {"triggers": [{"pubsub": subscription}], "cooldown": "0s", "max_per_week": None},
         "retries": 1,
         "retry_delay": "1s",
     }
@@ -245,8 +245,8 @@ def running(tmp_path_factory: pytest.TempPathFactory, cloud: Cloud) -> Iterator[
         body = toy_declaration(name, **QUIET, retrain=listening)
         (dags / name / f"{name}.yaml").write_text(yaml.safe_dump(body))
         (dags / f"{name}_dags.py").write_text(LOADER.replace("toys/", f"{name}/"))
-    cloud.pubsub.make(CLOUDY)
-    (dags / f"{CLOUDY}.yaml").write_text(yaml.safe_dump(cloudy_declaration(cloud.bucket)))
+    _, messages = cloud.pubsub.make(CLOUDY)
+    (dags / f"{CLOUDY}.yaml").write_text(yaml.safe_dump(cloudy_declaration(cloud.bucket, messages)))
     (dags / "toy_dags.py").write_text(LOADER)
     (dags / "cloudy_dags.py").write_text(LOADER.replace("toys/*", CLOUDY))
     (dags / "storm_dags.py").write_text(STORM)

@@ -20,6 +20,7 @@ from airflow_mlops.registry.ledger import Ledger
 from airflow_mlops.registry.requests import Requests
 from airflow_mlops.registry.verdicts import Verdicts
 from tests.loopback.cloud import Cloud
+from tests.loopback.pubsub import PROJECT
 from tests.running import CLOUDY, REPOSITORY
 from tests.system.test_loop import ENDED, parsed, states, until
 
@@ -55,7 +56,7 @@ def run_to_its_end(running: Services, dag_id: str, window: str) -> str:
 def aliases(cloud: Cloud) -> dict[str, str]:
     """Which MLflow version each alias of the mirror is on."""
     [versions] = cloud.models.models.values()
-    return {alias: version.labels["mlflow_version"] for version in versions for alias in version.version_aliases}
+    return {alias: version.labels["mlops_version"] for version in versions for alias in version.version_aliases}
 
 
 class Traffic:
@@ -119,7 +120,7 @@ def test_from_bigquery_to_a_champion_that_a_message_retrains(running: Services, 
         }
     }
     with Traffic(cloud, asked) as traffic:
-        cloud.pubsub.say(f"projects/loopback/topics/{CLOUDY}", window="2013-07")
+        cloud.pubsub.say(f"projects/{PROJECT}/topics/{CLOUDY}", window="2013-07")
         until(running, lambda: ledger.champion() == "2", 400)
         until(running, lambda: set(states(running, f"{CLOUDY}.train").values()) == {"success"}, 200)
     assert traffic.wrong == []
