@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import drift, fleet, rerun, runs, runtime, sensors, serving, startup, tune, validation, workers
+from benchmarks import drift, fleet, rerun, runs, runtime, sensors, serving, startup, tune, validation, vertex, workers
 from benchmarks.table import Table
 
 PARTS = (
@@ -26,6 +26,7 @@ PARTS = (
     "sensors",
     "fleet",
     "serving",
+    "vertex",
 )
 ROWS, QUICK_ROWS = 100_000, 5_000
 TUNE_ROWS = 5_000
@@ -83,6 +84,8 @@ def main() -> int:
             fleet.measure(table, home / "fleet", few, 3 if options.quick else fleet.PIPELINES, cold=not options.quick)
         if "serving" in parts:
             serving.measure(table, home / "serving", rows, quick=options.quick)
+        if "vertex" in parts:
+            vertex.measure(table, home / "vertex", 10 if options.quick else vertex.JOBS)
     print(f"\nload {_load()} at the end, after {time.monotonic() - started:.0f} s\n")
     print(table.text())
     return 0

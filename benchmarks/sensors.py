@@ -8,11 +8,7 @@ them for data, a third for predictions and a third for labels.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -191,20 +187,3 @@ def memory(services: Services) -> int:
 
 def cpu(services: Services) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in triggerer(services))
-
-
-def main() -> int:
-    """Measure, and print a table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sensors", description=__doc__)
-    parser.add_argument("--count", type=int, default=SENSORS)
-    options = parser.parse_args()
-    print(f"load {' '.join(f'{each:.1f}' for each in os.getloadavg())}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="airflow-mlops-benchmark-") as home:
-        table = Table()
-        measure(table, Path(home), options.count)
-        print(f"load {' '.join(f'{each:.1f}' for each in os.getloadavg())}\n{table.text()}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,11 +6,7 @@ them, for to submit so many takes as many workers.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -92,20 +88,3 @@ def _defer(services: Services, home: Path, count: int, first: int = 0) -> None:
     file = home / f"crowd-{first}.json"
     file.write_text(json.dumps(made))
     python("-c", DEFER, str(file), _TRIGGER, environment=services.environment)
-
-
-def main() -> int:
-    """Measure, and print a table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.vertex", description=__doc__)
-    parser.add_argument("--count", type=int, default=JOBS)
-    options = parser.parse_args()
-    print(f"load {' '.join(f'{each:.1f}' for each in os.getloadavg())}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="airflow-mlops-benchmark-") as home:
-        table = Table()
-        measure(table, Path(home), options.count)
-        print(f"load {' '.join(f'{each:.1f}' for each in os.getloadavg())}\n{table.text()}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

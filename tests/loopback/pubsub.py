@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-PROJECT = "loopback-project"
+from tests.loopback.gcs import PROJECT
+
 _WAITS = 3.0
 
 

@@ -131,7 +131,9 @@ def test_from_bigquery_to_a_champion_that_a_message_retrains(running: Services, 
     kinds = [entry.kind for entry in ledger.entries()]
     assert kinds == ["promotion", "deployment", "trial", "promotion", "deployment"]
     assert aliases(cloud)["champion"] == "2" and aliases(cloud)["previous"] == "1"
+    # The version before has left the endpoint, when the new one was seen to serve.
     [endpoint] = cloud.models.endpoints.values()
-    assert max(endpoint.traffic_split.values()) == 100
-    # Both versions have answered while the candidate was on trial.
-    assert len({each.deployed for each in cloud.models.answered}) >= 2
+    assert list(endpoint.traffic_split.values()) == [100]
+    assert len(endpoint.deployed_models) == 1
+    # Both versions have answered while the candidate was on trial, and no other.
+    assert len({each.deployed for each in cloud.models.answered}) == 2

@@ -28,15 +28,15 @@ from airflow_mlops.operators import ExtractDataOperator
 with DAG("{name}.own", schedule=None, default_args={{"retries": 2, "retry_delay": timedelta(0)}}) as dag:
     ExtractDataOperator(
         task_id="extract", source="data/{window}.parquet", pipeline="{name}", poll_interval=0.2,
-        backend="fake", backend_options={options!r}, cache=False,
+        backend="fake", backend_options={options!r}, cache={cache},
     )
 """
 
 
-def own_dag(airflow: Airflow, window: str = "2024-01", **options: Any) -> FakeBackend:
+def own_dag(airflow: Airflow, window: str = "2024-01", *, cache: bool = False, **options: Any) -> FakeBackend:
     """Write a DAG with one task on the fake backend, and give the backend to look at its jobs."""
     options = {"folder": str(airflow.folder / "jobs"), **options}
-    airflow.write(OWN.format(name=airflow.name, window=window, options=options))
+    airflow.write(OWN.format(name=airflow.name, window=window, options=options, cache=cache))
     return FakeBackend(**options)
 
 
@@ -64,6 +64,17 @@ def test_a_task_is_deferred_while_its_job_runs_and_then_goes_on(one_month: Airfl
     assert (run.state, run.tries) == ("success", {"extract": 1})
     assert run.xcom["extract", "return_value"]["outputs"]["data"]["rows"] == 50
     assert backend.submissions() == 2
+
+
+def test_what_an_earlier_run_has_done_needs_no_job(one_month: Airflow) -> None:
+    backend = own_dag(one_month, mode="deferred", seconds=0.2, cache=True)
+    first = one_month.test(f"{one_month.name}.own")
+
+    again = one_month.run(f"{one_month.name}.own", triggers=False)
+
+    assert (again.state, again.states) == ("success", {"extract": "success"}), "it was not deferred"
+    assert again.xcom["extract", "return_value"]["outputs"] == first.xcom["extract", "return_value"]["outputs"]
+    assert backend.submissions() == 1
 
 
 def test_a_job_that_is_done_at_once_defers_nothing(one_month: Airflow) -> None:

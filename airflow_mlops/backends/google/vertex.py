@@ -310,7 +310,8 @@ class VertexBackend:
         bucket = call.store.removeprefix("gs://").partition("/")[0]
         try:
             location = str(Store(call.store).fs.info(bucket).get("location", "")).lower()
-        except Exception:  # whether we may ask is another permission
+        except Exception as error:  # whether we may ask is another permission, and only advice hangs on it
+            log.info("%s: where the bucket %s lies is not known: %s", call.where, bucket, error)
             return
         if "-" in location and location != self.google.region:
             log.warning(
