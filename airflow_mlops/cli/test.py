@@ -169,21 +169,15 @@ class UnderTest:
     @cached_property
     def model(self) -> Model:
         """The model that was trained on the sample, logged, and loaded as a server loads it."""
+        from airflow_mlops.registry.mlflow_api import mlflow_api
+
         model_io = stage_module("model_io")
         trained = self._run(self._plan["train"].params, train=self.split["train"], data=self.sample)
-        facts = self._stack.enter_context(self._facts(trained))
-        model: Model = self._stack.enter_context(model_io.loaded(facts, self._made("model")))
+        api, run_id = mlflow_api(self._registry.uri), str(trained.info["run_id"])
+        self.golden = api.fetch(run_id, stage_module("golden").GOLDEN, self.folder)
+        facts = model_io.read_facts(api, run_id)
+        model: Model = self._stack.enter_context(model_io.loaded(facts, self._made("model"), api))
         return model
-
-    @contextlib.contextmanager
-    def _facts(self, trained: Outcome) -> Iterator[Any]:
-        from airflow_mlops.registry.mlflow_api import pointed_at
-
-        model_io, golden = stage_module("model_io"), stage_module("golden")
-        with pointed_at(self._registry.uri):
-            run_id = str(trained.info["run_id"])
-            self.golden = model_io.download(run_id, golden.GOLDEN, self._made("golden"))
-            yield model_io.read_facts(run_id, self._made("facts"))
 
     def _made(self, name: str) -> Path:
         (self.folder / name).mkdir()

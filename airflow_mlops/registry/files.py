@@ -15,37 +15,13 @@ from pathlib import Path
 from fsspec.core import url_to_fs
 
 from airflow_mlops.call.store import Store, reaching
-from airflow_mlops.errors import ModelNotFoundError, RegistryUnreachableError
-from airflow_mlops.registry.mlflow_api import Version, pointed_at
+from airflow_mlops.registry.mlflow_api import Version, mlflow_api
 
 FACTS = "mlops/model.json"
 """What is known about a model, among the artifacts of its run."""
 KNOWN = "model.json"
 MODEL = "model"
 _FOLDER = "models"
-_NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "does not exist", "No such", "404 Client Error", "ensure that the path")
-"""In what words MLflow's stores say that an artifact is not there."""
-
-
-def fetched(what: str, target: Path, **where: str) -> Path:
-    """Bring artifacts of MLflow here, by the arguments of its ``download_artifacts``.
-
-    Raises:
-        ModelNotFoundError: when there are none.
-        RegistryUnreachableError: when they cannot be fetched now.
-    """
-    import mlflow
-
-    try:
-        return Path(mlflow.artifacts.download_artifacts(dst_path=str(target), **where))
-    except (OSError, mlflow.exceptions.MlflowException) as error:
-        text = str(error)
-        if isinstance(error, FileNotFoundError) or any(sign in text for sign in _NOT_THERE):
-            raise ModelNotFoundError(
-                f"{what} is not there: it was removed, or never made by airflow_mlops",
-                fix="train a model with a pipeline, and let it be promoted",
-            ) from error
-        raise RegistryUnreachableError(f"{what} cannot be fetched: {text}") from error
 
 
 def publish(uri: str, version: Version, digest: str, store: Store) -> str:
@@ -59,17 +35,14 @@ def publish(uri: str, version: Version, digest: str, store: Store) -> str:
     """
     place = (_FOLDER, digest.removeprefix("sha256:"))
     if store.read_bytes(*place, KNOWN) is None:
-        with tempfile.TemporaryDirectory() as scratch, pointed_at(uri):
-            known = fetched(f"what is known of version {version.version}", Path(scratch, "k"), **_of_run(version))
-            model = fetched(f"the model {version.source}", Path(scratch, MODEL), artifact_uri=version.source)
+        api = mlflow_api(uri)
+        with tempfile.TemporaryDirectory() as scratch:
+            known = api.fetch(version.run_id, FACTS, Path(scratch, "k"))
+            model = api.fetch_model(version.source, Path(scratch, MODEL))
             for file in sorted(each for each in model.rglob("*") if each.is_file()):
                 store.replace_file(file, *place, MODEL, *file.relative_to(model).parts)
             store.replace_file(known, *place, KNOWN)
     return store.uri(*place)
-
-
-def _of_run(version: Version) -> dict[str, str]:
-    return {"run_id": version.run_id, "artifact_path": FACTS}
 
 
 @contextmanager

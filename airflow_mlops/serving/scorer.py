@@ -25,7 +25,7 @@ from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import RegistryRef
 from airflow_mlops.errors import MlopsError, RegistryError
 from airflow_mlops.registry.files import files_of
-from airflow_mlops.registry.mlflow_api import pointed_at
+from airflow_mlops.registry.mlflow_api import MlflowApi
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.serving.frames import Answers, Ask, Batch, Logged, Ready, Said, Start, length, pack
 from airflow_mlops.serving.log import Place, PredictionLog
@@ -46,7 +46,7 @@ from airflow_mlops.spec.pipeline import Pipeline
 from airflow_mlops.spec.plan import kept_columns
 from airflow_mlops.stages.batch_predict import score_rows
 from airflow_mlops.stages.golden import name_of_class
-from airflow_mlops.stages.model_io import DECLARATION, Model, download, facts_of, loaded, read_facts
+from airflow_mlops.stages.model_io import DECLARATION, Model, facts_of, loaded, read_facts
 
 log = logging.getLogger(__name__)
 
@@ -216,17 +216,16 @@ def main() -> int:
             if start.files is not None:
                 with files_of(start.files) as files:
                     facts = facts_of(files).model_copy(update={"model_digest": start.digest})
-                    scope = loaded(facts, Path(folder, "model"), allow_pickle=start.allow_pickle)
+                    scope = loaded(facts, Path(folder, "model"), None, allow_pickle=start.allow_pickle)
                     model = scope.__enter__()
             else:
                 registry = ModelRegistry(ref, Store(start.store))
                 run_id = registry.api.version(ref.model, start.version).run_id
-                with pointed_at(ref.uri):
-                    facts = read_facts(run_id, Path(folder, "facts")).model_copy(update={"model_digest": start.digest})
-                    if start.log_to is not None:
-                        place, keep = _place(start, registry, run_id, Path(folder))
-                    scope = loaded(facts, Path(folder, "model"), allow_pickle=start.allow_pickle)
-                    model = scope.__enter__()
+                facts = read_facts(registry.api, run_id).model_copy(update={"model_digest": start.digest})
+                if start.log_to is not None:
+                    place, keep = _place(start, registry, run_id, Path(folder))
+                scope = loaded(facts, Path(folder, "model"), registry.api, allow_pickle=start.allow_pickle)
+                model = scope.__enter__()
         except MlopsError as error:
             _send(sink, pack(Ready(problem=str(error))))
             return 1
@@ -244,7 +243,7 @@ def main() -> int:
 
 
 def _place(start: Start, registry: ModelRegistry, run_id: str, folder: Path) -> tuple[Place, tuple[str, ...]]:
-    pipeline = _declared(run_id, folder)
+    pipeline = _declared(registry.api, run_id, folder)
     store = Store(start.store)
     target = start.log_to or (pipeline.predict.output if pipeline else None)
     if target and "://" not in target and not os.path.isabs(target):
@@ -262,12 +261,12 @@ def _place(start: Start, registry: ModelRegistry, run_id: str, folder: Path) -> 
     ), kept_columns(pipeline) if pipeline else ()
 
 
-def _declared(run_id: str, folder: Path) -> Pipeline | None:
+def _declared(api: MlflowApi, run_id: str, folder: Path) -> Pipeline | None:
     """The declaration that the model was trained by; None where a team's own DAG did."""
     from airflow_mlops.errors import ModelNotFoundError
 
     try:
-        return load_pipeline(download(run_id, DECLARATION, folder))
+        return load_pipeline(api.fetch(run_id, DECLARATION, folder))
     except ModelNotFoundError:
         return None
 

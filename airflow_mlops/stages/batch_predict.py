@@ -23,7 +23,6 @@ from airflow_mlops.call.code import told
 from airflow_mlops.call.store import Store, digest_of_file, reaching
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
 from airflow_mlops.errors import CodeError, DataNotFoundError, MlopsError, SchemaError
-from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.registry.verdicts import SERVED
 from airflow_mlops.spec.stages import BatchPredict
@@ -51,19 +50,18 @@ def run(call: Call, params: BatchPredict, store: Store) -> Outcome:
     stamps = dict(zip(STAMPS, (champion.model, champion.version, call.run, window), strict=True))
     with (
         tempfile.TemporaryDirectory() as scratch,
-        pointed_at(registry.ref.uri),
         store.scratch(".parquet") as file,
         pq.ParquetFile(store.fetch(call.input("data"))) as source,
     ):
         _check_kept(params, source.schema_arrow.names)
-        facts = read_facts(champion.run_id, Path(scratch, "facts"))
+        facts = read_facts(registry.api, champion.run_id)
         if params.job == "vertex":
             from airflow_mlops.stages.batch_job import scored_by_job
 
             by_job = scored_by_job(call, params.google, store, registry, champion, facts, source)
             rows, schema = _write(source, by_job, params.keep, stamps, file)
         else:
-            with loaded(facts, Path(scratch, "model")) as model:
+            with loaded(facts, Path(scratch), registry.api) as model:
                 rows, schema = _write(source, partial(score_rows, model), params.keep, stamps, file)
         digest = digest_of_file(file)
         target = Store(params.destination or store.uri("predictions", call.pipeline))

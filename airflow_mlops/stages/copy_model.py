@@ -13,7 +13,7 @@ from airflow_mlops.registry.files import FACTS
 from airflow_mlops.registry.ledger import Entry
 from airflow_mlops.registry.mlflow_api import Version, pointed_at
 from airflow_mlops.registry.models import MODEL_DIGEST_TAG, NOTE_TAG, RUN_TAG, ModelRegistry
-from airflow_mlops.stages.model_io import download, fetch_model, read_facts
+from airflow_mlops.stages.model_io import fetch_model, read_facts
 
 COPIED_TAG = "mlops.copied_from"
 
@@ -46,9 +46,9 @@ def copy_champion(source: ModelRegistry, target: ModelRegistry, *, by: str) -> t
     origin = f"{source.ref.uri}: {champion.model} version {champion.version}"
     found = target.api.versions_tagged(target.ref.model, MODEL_DIGEST_TAG, digest)
     version = found[0] if found else _copied(source, target, champion, digest, origin)
-    with tempfile.TemporaryDirectory() as folder, pointed_at(target.ref.uri):
-        facts = read_facts(version.run_id, Path(folder))
-        fetch_model(facts.model_copy(update={"model_digest": digest}), Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        facts = read_facts(target.api, version.run_id)
+        fetch_model(facts.model_copy(update={"model_digest": digest}), Path(folder), target.api)
     if version.version != target.ledger.champion():
         target.set_challenger(version.version)
     entry = target.ledger.record(
@@ -68,12 +68,13 @@ def _copied(source: ModelRegistry, target: ModelRegistry, champion: Version, dig
     """Log a copy of a version's run and model, and register it."""
     logged = source.api.logged(champion.run_id)
     with tempfile.TemporaryDirectory() as folder:
+        facts = read_facts(source.api, champion.run_id)
+        if facts.model_digest != digest:
+            raise RegistryError(f"{origin} is tagged {digest}, and its run logged {facts.model_digest}")
+        model, _ = fetch_model(facts, _made(folder, "model"), source.api)
         with pointed_at(source.ref.uri):
-            facts = read_facts(champion.run_id, _made(folder, "facts"))
-            if facts.model_digest != digest:
-                raise RegistryError(f"{origin} is tagged {digest}, and its run logged {facts.model_digest}")
-            model, _ = fetch_model(facts, _made(folder, "model"))
-            beside = download(champion.run_id, str(Path(FACTS).parent), _made(folder, "beside"))
+            where = {"run_id": champion.run_id, "artifact_path": str(Path(FACTS).parent)}
+            beside = Path(mlflow.artifacts.download_artifacts(**where, dst_path=str(_made(folder, "beside"))))
         experiment = target.api.experiment_id(target.ref.experiment)
         identity = f"copy/{digest}"
         run_id = target.api.find_run(experiment, RUN_TAG, identity)

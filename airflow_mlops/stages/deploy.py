@@ -14,12 +14,11 @@ from airflow_mlops.deployments import Answer, Deployment, Endpoint, await_follow
 from airflow_mlops.errors import CloudError, DeploymentError, MlopsError, ModelNotFoundError
 from airflow_mlops.registry.ledger import Entry
 from airflow_mlops.registry.mirror import let_follow
-from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.registry.serving import Serving
 from airflow_mlops.spec.stages import Deploy
 from airflow_mlops.stages.golden import GOLDEN, Golden, differences, read_golden
-from airflow_mlops.stages.model_io import download, read_facts
+from airflow_mlops.stages.model_io import read_facts
 from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.register import version_of
 
@@ -90,13 +89,13 @@ def _asked(
 ) -> list[str]:
     """What servers answer to golden rows otherwise than training saw, in words."""
     run_id = registry.api.version(registry.ref.model, version).run_id
-    with tempfile.TemporaryDirectory() as folder, pointed_at(registry.ref.uri):
+    with tempfile.TemporaryDirectory() as folder:
         try:
-            golden = read_golden(download(run_id, GOLDEN, Path(folder)))
+            golden = read_golden(registry.api.fetch(run_id, GOLDEN, Path(folder)))
         except ModelNotFoundError:
             log.warning("version %s has no golden rows: what it answers is not looked at", version)
             return []
-        regression = read_facts(run_id, Path(folder, "facts")).task == "regression"
+    regression = read_facts(registry.api, run_id).task == "regression"
     problems = []
     for server in servers:
         try:

@@ -10,15 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
-from airflow_mlops.errors import GateError, RegistryUnreachableError
-from airflow_mlops.registry.mlflow_api import Version, pointed_at
+from airflow_mlops.errors import GateError
+from airflow_mlops.registry.mlflow_api import MlflowApi, Version
 from airflow_mlops.registry.models import CARD_TAG, MODEL_DIGEST_TAG, ModelRegistry
 from airflow_mlops.spec.stages import Evaluate
 from airflow_mlops.stages.bootstrap import Scores
@@ -27,7 +26,7 @@ from airflow_mlops.stages.diagnostics import calibration, confusion, residuals
 from airflow_mlops.stages.fairness import differences
 from airflow_mlops.stages.importance import importance
 from airflow_mlops.stages.intervals import intervals
-from airflow_mlops.stages.model_io import DECLARATION, INPUTS, ROWS, Facts, Model, download, loaded, read_facts
+from airflow_mlops.stages.model_io import DECLARATION, INPUTS, ROWS, Facts, Model, loaded, read_facts
 from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.predictions import log_reference
 from airflow_mlops.stages.rows import row_hashes
@@ -48,22 +47,24 @@ def run(call: Call, params: Evaluate, store: Store) -> Outcome:
     table = read_table(call.input("test"), store)
     registry = ModelRegistry.of(call, store)
     run_id = registry.run_of_model(call.input("model").uri)
-    with tempfile.TemporaryDirectory() as scratch, pointed_at(registry.ref.uri):
+    with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        facts = read_facts(run_id, folder / "facts")
+        facts = read_facts(registry.api, run_id)
         if facts.model_digest != call.input("model").digest:
             raise GateError("the model is not the one that its run has logged", fix="rerun the training")
         require_columns(table.column_names, {facts.target: "the target"})
         for field in ("slices", "fairness"):
             require_columns(table.column_names, dict.fromkeys(getattr(params, field), f"evaluate.{field}"))
         truth = encode(to_frame(table.select([facts.target]))[facts.target], facts)
-        with loaded(facts, folder / "model") as model:
+        with loaded(facts, folder / "model", registry.api) as model:
             scores = score(model, table, truth)
             names = metric_names(params, facts, probabilities=model.gives_probabilities)
             values = {name: evaluate(name, scores) for name in names}
             found = _measure(model, table, scores, names, params)
-            evidence = _evidence(call, store, model, run_id, folder / "facts")
-            log_reference(run_id, facts, scores, table, params.time, probabilities=model.gives_probabilities)
+            evidence = _evidence(registry.api, call, store, model, run_id, folder)
+            log_reference(
+                registry.api, run_id, facts, scores, table, params.time, probabilities=model.gives_probabilities
+            )
         scored = _columns("challenger", scores)
         champion = _champion(registry)
         already = champion is not None and champion.tags.get(MODEL_DIGEST_TAG) == facts.model_digest
@@ -71,7 +72,7 @@ def run(call: Call, params: Evaluate, store: Store) -> Outcome:
             log.info("the model is champion %s already; there is nothing to compare", champion.version)
             champion = None
         if champion is not None and params.versus_champion:
-            scored |= champion_scores(champion, facts, table, truth, folder)
+            scored |= champion_scores(registry.api, champion, facts, table, truth, folder)
         predictions = write_table(pa.table({"truth": pa.array(truth), **scored}), store, "predictions")
         body = {
             "task": facts.task,
@@ -85,7 +86,7 @@ def run(call: Call, params: Evaluate, store: Store) -> Outcome:
             "predictions": predictions.digest,
             "evidence": evidence,
         }
-        body["plots"] = _plots(body, scores, store, folder / "plots", run_id, registry.ref.uri) if params.plots else {}
+        body["plots"] = _plots(registry.api, body, scores, store, folder / "plots", run_id) if params.plots else {}
     evaluation = store.put_json(body, "evaluation")
     registry.api.log(run_id, metrics={f"test.{name}": value for name, value in _logged(body).items()})
     # As the gate will read it, so that both write the same card.
@@ -132,12 +133,12 @@ def _measure(model: Model, table: pa.Table, scores: Scores, names: Sequence[str]
     }
 
 
-def _evidence(call: Call, store: Store, model: Model, run_id: str, folder: Path) -> dict[str, Any]:
+def _evidence(api: MlflowApi, call: Call, store: Store, model: Model, run_id: str, folder: Path) -> dict[str, Any]:
     """What the model was made of, the same for equal content whatever the run, for the model card."""
-    made = json.loads(download(run_id, INPUTS, folder).read_bytes())
+    made = json.loads(api.fetch(run_id, INPUTS, folder).read_bytes())
     declaration = ""
     if made.get("declared"):  # and not trained by a team's own DAG
-        declaration = download(run_id, DECLARATION, folder).read_text(encoding="utf-8")
+        declaration = api.fetch(run_id, DECLARATION, folder).read_text(encoding="utf-8")
     report = store.fetch_json(call.inputs["report"]) if "report" in call.inputs else {}
     return {
         "declaration": declaration,
@@ -153,17 +154,18 @@ def _evidence(call: Call, store: Store, model: Model, run_id: str, folder: Path)
     }
 
 
-def _plots(body: dict[str, Any], scores: Scores, store: Store, folder: Path, run_id: str, uri: str) -> dict[str, str]:
+def _plots(
+    api: MlflowApi, body: dict[str, Any], scores: Scores, store: Store, folder: Path, run_id: str
+) -> dict[str, str]:
     """Draw the plots, log them to the run, and keep them for the model card; their digests by name."""
     from airflow_mlops.stages.plots import draw
 
     folder.mkdir()
     draw(body, scores, folder)
-    try:
-        mlflow.MlflowClient().log_artifacts(run_id, str(folder), "plots")
-    except (OSError, mlflow.exceptions.MlflowException) as error:
-        raise RegistryUnreachableError(f"MLflow at {uri} takes no plots: {error}") from error
-    return {file.stem: _kept(file, store).digest for file in sorted(folder.iterdir())}
+    files = sorted(folder.iterdir())
+    for file in files:
+        api.log_file(run_id, f"plots/{file.name}", file)
+    return {file.stem: _kept(file, store).digest for file in files}
 
 
 def _kept(file: Path, store: Store) -> ArtifactRef:
@@ -219,19 +221,19 @@ def _champion(registry: ModelRegistry) -> Version | None:
 
 
 def champion_scores(
-    champion: Version, facts: Facts, table: pa.Table, truth: np.ndarray[Any, Any], scratch: Path
+    api: MlflowApi, champion: Version, facts: Facts, table: pa.Table, truth: np.ndarray[Any, Any], scratch: Path
 ) -> dict[str, pa.Array]:
     """Let the champion score the rows, and say of each row whether the champion was trained on it."""
-    theirs = read_facts(champion.run_id, scratch / "champion")
+    theirs = read_facts(api, champion.run_id)
     if (theirs.task, theirs.classes) != (facts.task, facts.classes):
         raise GateError(
             f"champion {champion.version} answers another question: {theirs.task} with classes {list(theirs.classes)}, "
             f"not {facts.task} with {list(facts.classes)}",
             fix="give the pipeline another name, or set validate_model.versus_champion: null once",
         )
-    with loaded(theirs, scratch / "champion_model") as model:
+    with loaded(theirs, scratch / "champion_model", api) as model:
         columns = _columns("champion", score(model, table, truth))
-    trained_on = pq.read_table(download(champion.run_id, ROWS, scratch / "champion"))["hash"].to_numpy()
+    trained_on = pq.read_table(api.fetch(champion.run_id, ROWS, scratch / "champion"))["hash"].to_numpy()
     require_columns(table.column_names, dict.fromkeys(theirs.hash_columns, "the champion was trained with it"))
     seen = np.isin(row_hashes(to_frame(table.select(list(theirs.hash_columns)))), trained_on)
     return {**columns, "champion.seen": pa.array(seen)}

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import mlflow  # noqa: F401 - it sets up its log when it is imported; see below
 import pandas as pd
 import pyarrow as pa
 import yaml
@@ -26,13 +25,10 @@ from airflow_mlops.call.code import code_scope
 from airflow_mlops.call.store import digest_of_file
 from airflow_mlops.call.wire import digest_of
 from airflow_mlops.errors import CodeError, SchemaError, StoreError
-from airflow_mlops.registry.files import FACTS, KNOWN, MODEL, fetched
+from airflow_mlops.registry.files import FACTS, KNOWN, MODEL
+from airflow_mlops.registry.mlflow_api import MlflowApi
 from airflow_mlops.spec.metrics import Task
 from airflow_mlops.stages.tables import require_columns, type_of
-
-# MLflow writes its log lines to standard error, where Airflow takes each of them for an error.
-logging.getLogger("mlflow").handlers.clear()
-logging.getLogger("mlflow").propagate = True
 
 ROWS = "mlops/training_rows.parquet"
 INPUTS = "mlops/inputs.json"
@@ -165,19 +161,15 @@ def _file_digest(file: Path) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
-def download(run_id: str, path: str, target: Path) -> Path:
-    """Bring an artifact of a run here.
+def read_facts(api: MlflowApi, run_id: str) -> Facts:
+    """What is known about the model of a run.
 
     Raises:
-        ModelNotFoundError: when the run has none of this name.
+        ModelNotFoundError: when the run has logged none.
         RegistryUnreachableError: when it cannot be fetched now.
     """
-    return fetched(f"the artifact {path} of run {run_id}", target, run_id=run_id, artifact_path=path)
-
-
-def read_facts(run_id: str, target: Path) -> Facts:
-    """What is known about the model of a run."""
-    return Facts.model_validate_json(download(run_id, FACTS, target).read_bytes())
+    with tempfile.TemporaryDirectory() as folder:
+        return Facts.model_validate_json(api.fetch(run_id, FACTS, Path(folder)).read_bytes())
 
 
 def facts_of(files: Path) -> Facts:
@@ -240,8 +232,13 @@ class Model:
         return final.predict(features), final.predict_proba(features)
 
 
-def fetch_model(facts: Facts, target: Path) -> tuple[Path, Path]:
+def fetch_model(facts: Facts, target: Path, api: MlflowApi | None) -> tuple[Path, Path]:
     """Bring a logged model here, and hold it against its digest.
+
+    Args:
+        facts: what is known about it.
+        target: a folder to fetch it to.
+        api: the registry that has it; None where it is in a folder here already.
 
     Returns:
         Its folder, and the file of the estimator in it.
@@ -251,7 +248,7 @@ def fetch_model(facts: Facts, target: Path) -> tuple[Path, Path]:
         RegistryUnreachableError: when it cannot be fetched now.
         StoreError: when its content is not what its digest says.
     """
-    folder = fetched(f"the model {facts.model_uri}", target, artifact_uri=facts.model_uri)
+    folder = Path(facts.model_uri) if api is None else api.fetch_model(facts.model_uri, target)
     file = next((each for each in folder.iterdir() if each.suffix in (".skops", ".pkl")), None)
     if file is None or model_digest(file, folder / "code") != facts.model_digest:
         raise StoreError(
@@ -262,12 +259,13 @@ def fetch_model(facts: Facts, target: Path) -> tuple[Path, Path]:
 
 
 @contextmanager
-def loaded(facts: Facts, target: Path, *, allow_pickle: bool = True) -> Iterator[Model]:
+def loaded(facts: Facts, target: Path, api: MlflowApi | None, *, allow_pickle: bool = True) -> Iterator[Model]:
     """Load a model with its own code, whatever other code of the same name is loaded, for as long as the scope lasts.
 
     Args:
         facts: what is known about it.
         target: a folder to fetch it to.
+        api: the registry that has it; None where it is in a folder here already.
         allow_pickle: whether one that was written with cloudpickle, and runs code when it is read, may be.
 
     Raises:
@@ -279,7 +277,7 @@ def loaded(facts: Facts, target: Path, *, allow_pickle: bool = True) -> Iterator
     # Before the scope of the model's own code, which takes back what was imported in it.
     from airflow_mlops.stages import skops_io
 
-    folder, file = fetch_model(facts, target)
+    folder, file = fetch_model(facts, target, api)
     code = folder / "code"
     with code_scope(code if code.is_dir() else None) as scope:
         if file.suffix == ".skops":

@@ -21,7 +21,7 @@ from airflow_mlops.drift.columns import facts
 from airflow_mlops.drift.decide import ColumnDrift, Decision, Past, decide
 from airflow_mlops.drift.profile import DatasetProfile
 from airflow_mlops.errors import DataNotFoundError, SchemaError
-from airflow_mlops.registry.mlflow_api import Version, pointed_at
+from airflow_mlops.registry.mlflow_api import Version, mlflow_api
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.registry.verdicts import NO_WINDOW, Verdicts
 from airflow_mlops.spec.pipeline import WindowDrift
@@ -97,10 +97,10 @@ def compare(call: Call, params: Monitor, champion: Version, registry: str, verdi
 
 def _training_rows(run_id: str, registry: str, store: Store) -> pa.Table | None:
     """The rows that the champion was trained on; None where they are no longer kept."""
-    from airflow_mlops.stages.model_io import INPUTS, download
+    from airflow_mlops.stages.model_io import INPUTS
 
-    with tempfile.TemporaryDirectory() as folder, pointed_at(registry):
-        made = json.loads(download(run_id, INPUTS, Path(folder)).read_bytes())["inputs"]
+    with tempfile.TemporaryDirectory() as folder:
+        made = json.loads(mlflow_api(registry).fetch(run_id, INPUTS, Path(folder)).read_bytes())["inputs"]
     try:
         return read_table(ArtifactRef.model_validate(made.get("data") or made["train"]), store)
     except DataNotFoundError:

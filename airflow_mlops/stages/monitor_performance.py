@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,6 @@ from airflow_mlops.call.source import stamp_of
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, Outcome, Status
 from airflow_mlops.errors import DataNotFoundError, GateError
-from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.registry.verdicts import Measured, Verdicts, changed_since
 from airflow_mlops.spec.metrics import DEFAULT_METRICS, METRICS
@@ -60,36 +57,35 @@ def run(call: Call, params: MonitorPerformance, store: Store) -> Outcome:
     found = predicted(folder_of(params.destination, call, store), call, registry, params.key)
     version = found.version
     state = stamp_of(params.labels, call.window) if isinstance(params.labels, str) else None
-    with tempfile.TemporaryDirectory() as scratch, pointed_at(registry.ref.uri):
-        facts = read_facts(version.run_id, Path(scratch, "facts"))
-        joined = join(found.table, _labels(call, params, store), params.key, facts)
-        logged = registry.api.logged(version.run_id).metrics
-        name, promoted = _promoted(logged, params.metric, facts, version.version, params.confidence)
-        measured, status, reasons = judge(joined, name, promoted, params, facts)
-        waits = status == "insufficient_data"
-        if trained_on(facts, call.window, params.grain):
-            status, waits = "insufficient_data", False
-            reasons.insert(0, f"version {version.version} was trained on this window, so what it says of it is no news")
-        elif found.served and status == "drift":
-            status = "warn"
-            reasons.append(f"version {version.version} has predicted, and champion {found.served} serves now")
-        reasons += joined.notes
-        for key in changed_since(verdicts, params.labels, params.grain):
-            if call.window is None or key != call.window.key:
-                reasons.append(
-                    f"labels of {key} were written again after it was judged; it is not judged twice by itself; to "
-                    f"judge it anew, run this DAG with the window {key}"
-                )
-        said: dict[str, Any] = {
-            "status": status,
-            "reasons": reasons,
-            "rows": measured.labels,
-            "champion": version.version,
-            "alarm": status in ("drift", "warn"),
-            "performance": measured.model_dump(mode="json"),
-            "labels": state,
-            "waits": waits,
-        }
+    facts = read_facts(registry.api, version.run_id)
+    joined = join(found.table, _labels(call, params, store), params.key, facts)
+    logged = registry.api.logged(version.run_id).metrics
+    name, promoted = _promoted(logged, params.metric, facts, version.version, params.confidence)
+    measured, status, reasons = judge(joined, name, promoted, params, facts)
+    waits = status == "insufficient_data"
+    if trained_on(facts, call.window, params.grain):
+        status, waits = "insufficient_data", False
+        reasons.insert(0, f"version {version.version} was trained on this window, so what it says of it is no news")
+    elif found.served and status == "drift":
+        status = "warn"
+        reasons.append(f"version {version.version} has predicted, and champion {found.served} serves now")
+    reasons += joined.notes
+    for key in changed_since(verdicts, params.labels, params.grain):
+        if call.window is None or key != call.window.key:
+            reasons.append(
+                f"labels of {key} were written again after it was judged; it is not judged twice by itself; to "
+                f"judge it anew, run this DAG with the window {key}"
+            )
+    said: dict[str, Any] = {
+        "status": status,
+        "reasons": reasons,
+        "rows": measured.labels,
+        "champion": version.version,
+        "alarm": status in ("drift", "warn"),
+        "performance": measured.model_dump(mode="json"),
+        "labels": state,
+        "waits": waits,
+    }
     return tell(call, store, registry, said, _metrics(measured))
 
 

@@ -5,14 +5,10 @@ No label is needed, so a model that says something else than it used to is seen 
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, Outcome
 from airflow_mlops.drift.collect import profile_batches
 from airflow_mlops.drift.decide import decide
-from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.registry.verdicts import Verdicts
 from airflow_mlops.spec.stages import MonitorPredictions
@@ -46,8 +42,7 @@ def run(call: Call, params: MonitorPredictions, store: Store) -> Outcome:
     decision = decide(reference, current.select(columns), rule, past, span)
     require_form(decision)
     status, reasons = decision.status, list(decision.reasons)
-    with tempfile.TemporaryDirectory() as folder, pointed_at(registry.ref.uri):
-        facts = read_facts(version.run_id, Path(folder))
+    facts = read_facts(registry.api, version.run_id)
     if trained_on(facts, call.window, params.grain):
         status = "insufficient_data"
         reasons.insert(0, f"version {version.version} was trained on this window, so what it says of it is no news")

@@ -20,7 +20,7 @@ from airflow_mlops.call.key import components_of, key_of
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Verdict
 from airflow_mlops.errors import DataError, GateError
-from airflow_mlops.registry.mlflow_api import Version, pointed_at
+from airflow_mlops.registry.mlflow_api import Version, mlflow_api
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.spec.stages import Evaluate, Extract, Monitor, ValidateModel
 from airflow_mlops.spec.window import Window
@@ -99,11 +99,11 @@ def _uri(model: Model) -> str:
 
 def _metric(model: Model, ref: ArtifactRef, metric: str, store: Store) -> float:
     table = read_table(ref, store)
-    with tempfile.TemporaryDirectory() as scratch, pointed_at(_uri(model)):
-        folder = Path(scratch)
-        facts = read_facts(model.run_id, folder / "facts")
+    api = mlflow_api(_uri(model))
+    facts = read_facts(api, model.run_id)
+    with tempfile.TemporaryDirectory() as scratch:
         truth = encode(to_frame(table.select([facts.target]))[facts.target], facts)
-        with loaded(facts, folder / "model") as it:
+        with loaded(facts, Path(scratch), api) as it:
             return evaluate(metric, score(it, table, truth))
 
 
@@ -128,11 +128,11 @@ def _both(new: Model, champion: Model, store: Store) -> pa.Table:
     """The held-out rows as the evaluation would have scored them for both."""
     scored = read_table(store.ref("predictions", new.evaluation["predictions"], ".parquet"), store)
     table = read_table(new.test, store)
-    with tempfile.TemporaryDirectory() as scratch, pointed_at(_uri(champion)):
-        folder = Path(scratch)
-        facts = read_facts(new.run_id, folder / "facts")
+    api = mlflow_api(_uri(champion))
+    facts = read_facts(api, new.run_id)
+    with tempfile.TemporaryDirectory() as scratch:
         truth = encode(to_frame(table.select([facts.target]))[facts.target], facts)
-        for name, column in champion_scores(_version(champion), facts, table, truth, folder).items():
+        for name, column in champion_scores(api, _version(champion), facts, table, truth, Path(scratch)).items():
             scored = scored.append_column(name, column)
     return scored
 
@@ -174,8 +174,7 @@ class Evidently:
     def verdict(self, model: Model, params: Extract, window: Window, store: Store) -> dict[str, Any]:
         """``{"drift", "share", "columns", "cpu", "failed"}`` of a window against the rows of a model's reference."""
         ref = extract(params, window, store, model.call)
-        with tempfile.TemporaryDirectory() as scratch, pointed_at(_uri(model)):
-            columns = list(read_facts(model.run_id, Path(scratch)).watched)
+        columns = list(read_facts(mlflow_api(_uri(model)), model.run_id).watched)
         asked = model.call.model_copy(update={"stage": "replay", "inputs": {"reference": model.rows, "data": ref}})
         components = {**components_of(asked, Evaluate(metrics=tuple(columns)), store), "asked": "evidently"}
         place = (_KEPT, "evidently", f"{key_of(components)}.json")

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import mlflow
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call
-from airflow_mlops.errors import DataNotFoundError, RegistryUnreachableError
-from airflow_mlops.registry.mlflow_api import Version
+from airflow_mlops.errors import DataNotFoundError
+from airflow_mlops.registry.mlflow_api import MlflowApi, Version
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.spec.window import Grain, Window, last_windows, parse_key
 from airflow_mlops.stages.batch_predict import read_predictions
@@ -102,7 +101,7 @@ def columns_of(facts: Facts, scores: Scores, *, probabilities: bool) -> dict[str
 
 
 def log_reference(
-    run_id: str, facts: Facts, scores: Scores, rows: pa.Table, time: str | None, *, probabilities: bool
+    api: MlflowApi, run_id: str, facts: Facts, scores: Scores, rows: pa.Table, time: str | None, *, probabilities: bool
 ) -> None:
     """Keep the profile of what a model says of its held-out rows with its run; logged once more it is the same.
 
@@ -117,7 +116,4 @@ def log_reference(
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, Path(REFERENCE).name)
         file.write_bytes(profile.to_bytes())
-        try:
-            mlflow.MlflowClient().log_artifact(run_id, str(file), str(Path(REFERENCE).parent))
-        except (OSError, mlflow.exceptions.MlflowException) as error:
-            raise RegistryUnreachableError(f"MLflow takes no artifacts: {error}") from error
+        api.log_file(run_id, REFERENCE, file)

@@ -15,7 +15,7 @@ from airflow_mlops.drift.collect import profile_batches, profile_files
 from airflow_mlops.drift.profile import VERSION, DatasetProfile
 from airflow_mlops.drift.reference import with_blocks
 from airflow_mlops.errors import DataError
-from airflow_mlops.registry.mlflow_api import pointed_at
+from airflow_mlops.registry.mlflow_api import mlflow_api
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def profile_of(data: ArtifactRef, store: Store, time: str | None = None) -> Data
 def reference_in(run_id: str, registry: str, store: Store, artifact: str = PROFILE) -> DatasetProfile:
     """The reference that a model's run was logged with.
 
-    It is brought here once and kept: MLflow's client takes seconds to import.
+    It is brought here once and kept, for it is asked for with every window.
 
     Args:
         run_id: the run.
@@ -56,10 +56,8 @@ def reference_in(run_id: str, registry: str, store: Store, artifact: str = PROFI
     place = ("artifacts", "profile", "runs", f"{name}.bin")
     profile = _kept(store, place)
     if profile is None:
-        from airflow_mlops.stages.model_io import download
-
-        with tempfile.TemporaryDirectory() as folder, pointed_at(registry):
-            data = download(run_id, artifact, Path(folder)).read_bytes()
+        with tempfile.TemporaryDirectory() as folder:
+            data = mlflow_api(registry).fetch(run_id, artifact, Path(folder)).read_bytes()
         profile = DatasetProfile.from_bytes(data, f"the reference of the run {run_id}")
         _keep(data, store, place)
     return profile

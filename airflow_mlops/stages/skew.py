@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from airflow_mlops.call.wire import Call
 from airflow_mlops.drift.collect import profile_batches
 from airflow_mlops.drift.decide import decide
 from airflow_mlops.drift.profile import DatasetProfile
-from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.spec.data_schema import DataSchema, Skew, Volume
 from airflow_mlops.spec.pipeline import DriftRule
@@ -42,22 +40,20 @@ def against_champion(
         return [Checked("the rows are like the champion's", "not_judged", said)], {}
     checked: list[Checked] = []
     info: dict[str, str | None] = {"champion": champion.version}
-    with tempfile.TemporaryDirectory() as folder, pointed_at(registry.ref.uri):
-        scratch = Path(folder)
-        facts = read_facts(champion.run_id, scratch)
-        if schema.volume is not None:
-            then = reference_in(champion.run_id, registry.ref.uri, store).rows / facts.windows
-            checked.append(_check_volume(schema.volume, result.kept / params.windows, then))
-        if schema.skew is not None and result.sample is not None:
-            with pq.ParquetFile(file) as parquet:
-                columns = list(_check_columns(facts, canonical(parquet.schema_arrow)))
-            checked += columns
-            if not any(each.verdict == "stop" for each in columns):
-                reference = reference_in(champion.run_id, registry.ref.uri, store)
-                values = list(_check_values(schema.skew, reference, result.sample))
-                checked += values
-                if schema.skew.on_skew == "retrain" and any(each.verdict == "warn" for each in values):
-                    info["skew"] = "retrain"
+    facts = read_facts(registry.api, champion.run_id)
+    if schema.volume is not None:
+        then = reference_in(champion.run_id, registry.ref.uri, store).rows / facts.windows
+        checked.append(_check_volume(schema.volume, result.kept / params.windows, then))
+    if schema.skew is not None and result.sample is not None:
+        with pq.ParquetFile(file) as parquet:
+            columns = list(_check_columns(facts, canonical(parquet.schema_arrow)))
+        checked += columns
+        if not any(each.verdict == "stop" for each in columns):
+            reference = reference_in(champion.run_id, registry.ref.uri, store)
+            values = list(_check_values(schema.skew, reference, result.sample))
+            checked += values
+            if schema.skew.on_skew == "retrain" and any(each.verdict == "warn" for each in values):
+                info["skew"] = "retrain"
     return checked, info
 
 

@@ -8,8 +8,6 @@ difference says that chance does not explain it.
 from __future__ import annotations
 
 import logging
-import tempfile
-from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -20,7 +18,6 @@ from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call
 from airflow_mlops.errors import DataNotFoundError
 from airflow_mlops.registry.ledger import Entry
-from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.registry.verdicts import SERVED
 from airflow_mlops.spec.metrics import DEFAULT_METRICS, METRICS
@@ -123,8 +120,7 @@ def _labels(rule: MonitorPerformance, window: Window, store: Store) -> pa.Table 
 
 def _facts(registry: ModelRegistry, version: str) -> Facts:
     run_id = registry.api.version(registry.ref.model, version).run_id
-    with tempfile.TemporaryDirectory() as scratch, pointed_at(registry.ref.uri):
-        return read_facts(run_id, Path(scratch, "facts"))
+    return read_facts(registry.api, run_id)
 
 
 def _joined(table: pa.Table, truth: pa.Table, version: str, rule: MonitorPerformance, facts: Facts) -> Joined:

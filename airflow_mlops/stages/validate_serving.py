@@ -14,12 +14,12 @@ from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, Outcome, Verdict
 from airflow_mlops.deployments import deployment_of
 from airflow_mlops.errors import DeploymentError, GateError, ModelNotFoundError
-from airflow_mlops.registry.mlflow_api import pointed_at
+from airflow_mlops.registry.mlflow_api import MlflowApi
 from airflow_mlops.registry.models import ModelRegistry
 from airflow_mlops.spec.base import format_size, parse_size
 from airflow_mlops.spec.stages import ValidateServing
 from airflow_mlops.stages.golden import GOLDEN, Golden, differences, latency, read_golden
-from airflow_mlops.stages.model_io import download, read_facts
+from airflow_mlops.stages.model_io import read_facts
 from airflow_mlops.stages.outcome import outcome_of
 from airflow_mlops.stages.register import version_of
 from airflow_mlops.stages.rejection import earlier, reject
@@ -50,8 +50,8 @@ def run(call: Call, params: ValidateServing, store: Store) -> Outcome:
         verdict = Verdict(status="rejected", reasons=refused.reasons)
     else:
         registered = registry.api.version(registry.ref.model, version)
-        with tempfile.TemporaryDirectory() as folder, pointed_at(registry.ref.uri):
-            golden, regression = _golden(registered.run_id, version, Path(folder))
+        with tempfile.TemporaryDirectory() as folder:
+            golden, regression = _golden(registry.api, registered.run_id, version, Path(folder))
         problems, metrics = _try(params, registry, store, version, ref.digest, golden, regression)
         registry.api.log(registered.run_id, metrics={f"serving.{name}": value for name, value in metrics.items()})
         if problems:
@@ -65,15 +65,15 @@ def run(call: Call, params: ValidateServing, store: Store) -> Outcome:
     return outcome_of(call, outputs={"decision": gate}, verdict=verdict, info=info)
 
 
-def _golden(run_id: str, version: str, folder: Path) -> tuple[Golden, bool]:
+def _golden(api: MlflowApi, run_id: str, version: str, folder: Path) -> tuple[Golden, bool]:
     try:
-        file = download(run_id, GOLDEN, folder)
+        file = api.fetch(run_id, GOLDEN, folder)
     except ModelNotFoundError as error:
         raise GateError(
             f"version {version} has no golden rows: an earlier version of this package has trained it",
             fix="train it once more, with cache: false",
         ) from error
-    return read_golden(file), read_facts(run_id, folder / "facts").task == "regression"
+    return read_golden(file), read_facts(api, run_id).task == "regression"
 
 
 def _try(

@@ -63,6 +63,19 @@ def test_stages_that_look_at_arrow_columns_load_no_pandas(stage: str) -> None:
     assert loaded(f"airflow_mlops.stages.{stage}") == {"numpy", "pyarrow"}
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        "airflow_mlops.serving.main",
+        "airflow_mlops.serving.scorer",
+        *(f"airflow_mlops.stages.{stage}" for stage in ("batch_predict", "deploy", "evaluate", "monitor")),
+        *(f"airflow_mlops.stages.{stage}" for stage in ("monitor_performance", "validate_serving")),
+    ],
+)
+def test_what_reads_models_needs_no_client_of_mlflow(module: str) -> None:
+    assert "mlflow" not in loaded(module)
+
+
 @pytest.mark.parametrize("stage", ["register", "validate_model", "promote"])
 def test_stages_that_speak_to_the_registry_load_nothing_heavy(stage: str) -> None:
     assert loaded(f"airflow_mlops.stages.{stage}") == set()

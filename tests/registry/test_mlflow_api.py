@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from pathlib import Path
@@ -10,7 +11,7 @@ import mlflow
 import pytest
 
 from airflow_mlops.errors import ModelNotFoundError, RegistryError, RegistryUnreachableError
-from airflow_mlops.registry.mlflow_api import MlflowApi, Version, mlflow_api
+from airflow_mlops.registry.mlflow_api import MlflowApi, Version, mlflow_api, pointed_at
 from tests.conftest import free_port
 
 
@@ -92,6 +93,45 @@ def test_a_text_is_an_artifact_and_takes_the_place_of_the_one_before(
         api.log_text(run, name, text)
         client = mlflow.MlflowClient(uri, uri)
         assert Path(client.download_artifacts(run, name, str(tmp_path))).read_text(encoding="utf-8") == text
+
+
+def test_a_file_comes_back_as_it_was_logged(api: MlflowApi, run: str, tmp_path: Path) -> None:
+    sent = tmp_path / "sent.bin"
+    for content in (os.urandom(3_000_000), b""):
+        sent.write_bytes(content)
+        api.log_file(run, "of a model/ü & 'b' [c] (d)=e;f.bin", sent)
+        found = api.fetch(run, "of a model/ü & 'b' [c] (d)=e;f.bin", tmp_path / "here")
+        assert found == tmp_path / "here" / "ü & 'b' [c] (d)=e;f.bin"
+        assert found.read_bytes() == content
+
+
+def test_an_artifact_that_is_not_there_is_not_found(api: MlflowApi, run: str, tmp_path: Path) -> None:
+    for of in (run, "0" * 32):
+        with pytest.raises(ModelNotFoundError, match=r"not there|not found") as caught:
+            api.fetch(of, "mlops/model.json", tmp_path)
+        assert not caught.value.retryable
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_logged_model_comes_with_its_folders(
+    uri: str, api: MlflowApi, fresh_name: str, run: str, tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+    (made / "code" / "team").mkdir(parents=True)
+    for name in ("MLmodel", "code/team/ä b.py", "code/x.py"):
+        (made / name).write_text(name)
+    client = mlflow.MlflowClient(uri, uri)
+    logged = client.create_logged_model(api.experiment_id(fresh_name), name="model", source_run_id=run)
+    with pointed_at(uri):
+        client.log_model_artifacts(logged.model_id, str(made))
+    client.finalize_logged_model(logged.model_id, "READY")
+
+    here = api.fetch_model(logged.model_uri, tmp_path / "here")
+
+    found = {str(file.relative_to(here)): file.read_text() for file in here.rglob("*") if file.is_file()}
+    assert found == {name: name for name in ("MLmodel", "code/team/ä b.py", "code/x.py")}
+    with pytest.raises(ModelNotFoundError, match="the model models:/m-0 is not there"):
+        api.fetch_model("models:/m-0", tmp_path / "none")
 
 
 @pytest.mark.parametrize(

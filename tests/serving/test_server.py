@@ -18,7 +18,6 @@ import psutil
 import pytest
 
 from airflow_mlops.call import Store
-from airflow_mlops.registry.mlflow_api import pointed_at
 from airflow_mlops.registry.serving import live
 from airflow_mlops.serving.main import listen, reachable
 from airflow_mlops.stages.batch_predict import score_rows
@@ -30,11 +29,10 @@ from tests.toy import World
 
 def expected(world: World, version: str, table: Any, folder: Path) -> dict[str, list[Any]]:
     """What batch prediction says of rows."""
-    run_id = toy.registry_of(world.store, world.registry).api.version(world.registry.model, version).run_id
-    with pointed_at(world.registry.uri):
-        facts = read_facts(run_id, folder / "facts")
-        with loaded(facts, folder / "model") as model:
-            return {name: values.to_pylist() for name, values in score_rows(model, table).items()}
+    api = toy.registry_of(world.store, world.registry).api
+    facts = read_facts(api, api.version(world.registry.model, version).run_id)
+    with loaded(facts, folder / "model", api) as model:
+        return {name: values.to_pylist() for name, values in score_rows(model, table).items()}
 
 
 def test_it_answers_as_batch_prediction_does(served: Served, tmp_path: Path) -> None:

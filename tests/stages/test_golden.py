@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from airflow_mlops.deployments import Answer
-from airflow_mlops.registry.mlflow_api import pointed_at
+from airflow_mlops.registry.mlflow_api import mlflow_api
 from airflow_mlops.stages.golden import GOLDEN, Golden, differences, read_golden
-from airflow_mlops.stages.model_io import download, loaded, raw_rows, read_facts
+from airflow_mlops.stages.model_io import loaded, raw_rows, read_facts
 from airflow_mlops.stages.tables import read_table
 from tests import toy
 from tests.toy import World
@@ -25,13 +25,13 @@ def test_training_keeps_rows_with_what_the_fitted_model_said(world: World, tmp_p
     toy.months(world.folder)
     outcomes = toy.run_plan(toy.declare(world.folder), "2024-01", "a", world.store, world.registry, until="train")
     run_id = outcomes["train"].info["run_id"]
-    with pointed_at(world.registry.uri):
-        golden = read_golden(download(run_id, GOLDEN, tmp_path))
-        facts = read_facts(run_id, tmp_path / "facts")
-        train = read_table(outcomes["prepare"].outputs["train"], Store(world.store))
-        with loaded(facts, tmp_path / "model") as model:
-            frame = raw_rows(train, facts)
-            said = model.probability(frame)[:, 1]
+    api = mlflow_api(world.registry.uri)
+    golden = read_golden(api.fetch(run_id, GOLDEN, tmp_path))
+    facts = read_facts(api, run_id)
+    train = read_table(outcomes["prepare"].outputs["train"], Store(world.store))
+    with loaded(facts, tmp_path / "model", api) as model:
+        frame = raw_rows(train, facts)
+        said = model.probability(frame)[:, 1]
     assert len(golden.rows) == 50 and set(golden.columns) == set(facts.columns)
     # As JSON they are what a client sends: no NaN, no time that JSON does not know.
     assert json.loads(json.dumps(golden.rows, allow_nan=False)) == golden.rows

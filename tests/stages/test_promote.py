@@ -22,7 +22,7 @@ from airflow_mlops.call import Call
 from airflow_mlops.call.dispatch import run
 from airflow_mlops.registry import ModelRegistry, Requests, mlflow_api
 from airflow_mlops.registry.log import AppendLog
-from airflow_mlops.registry.mlflow_api import _Rest
+from airflow_mlops.registry.mlflow_rest import MlflowRest
 from airflow_mlops.call.store import Store
 step = sys.argv[2]
 def die(*arguments, **options):
@@ -38,7 +38,7 @@ if step == "before the entry":
 elif step == "after the entry":
     ModelRegistry.project = die
 elif step == "after one alias":
-    after(_Rest, "set_alias")
+    after(MlflowRest, "set_alias")
 elif step == "before the requests":
     Requests.settle = die
 elif step == "after one request":
@@ -50,7 +50,7 @@ elif step == "after one request":
         return made(self, value, *parts)
     Store.create_json = second
 elif step == "before the run's tag":
-    _Rest.log = die
+    MlflowRest.log = die
 else:
     Store.write_outcome = die
 run(Call.model_validate_json(sys.argv[1]))

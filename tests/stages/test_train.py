@@ -15,7 +15,7 @@ from airflow_mlops.call import Call, Outcome, Store
 from airflow_mlops.call.code import snapshot
 from airflow_mlops.call.dispatch import run
 from airflow_mlops.errors import CodeError, DataError, MlopsError, SchemaError
-from airflow_mlops.registry.mlflow_api import pointed_at
+from airflow_mlops.registry.mlflow_api import mlflow_api, pointed_at
 from airflow_mlops.stages.model_io import Facts, loaded, raw_rows, read_facts
 from airflow_mlops.stages.tables import write_table
 from tests import toy
@@ -122,8 +122,7 @@ def files_of(outcome: Outcome, world: World) -> dict[str, Path]:
 
 
 def facts_of(outcome: Outcome, world: World) -> Facts:
-    with pointed_at(world.registry.uri):
-        return read_facts(outcome.info["run_id"], world.folder / "facts")
+    return read_facts(mlflow_api(world.registry.uri), outcome.info["run_id"])
 
 
 def pyfunc_says(outcome: Outcome, world: World, table: pa.Table) -> Any:
@@ -351,9 +350,8 @@ def test_a_model_that_was_changed_after_training_is_not_loaded(world: World) -> 
     facts = facts_of(outcome, world)
     tampered = facts.model_copy(update={"model_digest": "sha256:0"})
     with (
-        pointed_at(world.registry.uri),
         pytest.raises(MlopsError, match="is not the one that was trained"),
-        loaded(tampered, world.folder / "model"),
+        loaded(tampered, world.folder / "model", mlflow_api(world.registry.uri)),
     ):
         pass
 
@@ -362,5 +360,5 @@ def test_a_pickled_model_is_the_users_choice(world: World) -> None:
     outcome = run(call_of(world, toy.rows("2024-01"), serialization="cloudpickle"))
     assert "model.pkl" in files_of(outcome, world)
     facts = facts_of(outcome, world)
-    with pointed_at(world.registry.uri), loaded(facts, world.folder / "model") as model:
+    with loaded(facts, world.folder / "model", mlflow_api(world.registry.uri)) as model:
         assert len(model.predict(raw_rows(toy.rows("2024-02", 9), facts))) == 9

@@ -35,14 +35,14 @@ import os, signal, sys
 import optuna
 from airflow_mlops.call import Call
 from airflow_mlops.call.dispatch import run
-from airflow_mlops.registry import mlflow_api
+from airflow_mlops.registry import mlflow_rest
 from airflow_mlops.stages import study, tune
 
 owner, name = {
     "begun": (study.TuningStudy, "suggest"),
     "measured": (optuna.Study, "tell"),
     "ended": (tune.Diary, "write"),
-    "half written": (mlflow_api._Rest, "end_run"),
+    "half written": (mlflow_rest.MlflowRest, "end_run"),
     "torn": (os, "fsync"),
 }[sys.argv[2]]
 original, left = getattr(owner, name), int(sys.argv[3])
