@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import yaml
 
 from airflow_mlops.spec import load_schema
 from tests import toy
+from tests.cli.forked import command
 from tests.toy import World
 
 COLUMNS = """\
@@ -36,19 +34,6 @@ MENDED = """
 def build(rows):
     return rows[["amount", "member"]]
 """
-
-
-def command(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run ``airflow-mlops`` in a folder."""
-    return subprocess.run(
-        [sys.executable, "-m", "airflow_mlops", *words],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        text=True,
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
 
 
 def declared(world: World, **sections: Any) -> str:
