@@ -112,17 +112,21 @@ def _auc(positive: npt.NDArray[np.bool_], score: Floats) -> Measure:
     """The Mann-Whitney statistic over tied groups; ties count half."""
     order = np.argsort(score, kind="stable")
     hits, misses = order[positive[order]], order[~positive[order]]
-    # How many of the misses have a lower score than each hit, and how many have no higher one.
+    # How many of the misses have a lower score than each hit, and how many have no higher one; few hits are tied.
     lower = np.searchsorted(score[misses], score[hits], side="left")
     upper = np.searchsorted(score[misses], score[hits], side="right")
+    tied = np.flatnonzero(lower != upper)
+    first, last = lower[tied], upper[tied]
+    below = np.zeros(len(misses) + 1)
 
     def auc(counts: Floats) -> float:
         above = counts[hits]
-        below = np.concatenate(([0.0], np.cumsum(counts[misses])))
+        np.cumsum(counts[misses], out=below[1:])
         pairs = above.sum() * below[-1]
         if not pairs:
             return float("nan")
-        return float(above @ (below[lower] + below[upper]) / 2 / pairs)
+        won = above @ below[lower] + above[tied] @ (below[last] - below[first]) / 2
+        return float(won / pairs)
 
     return auc
 
