@@ -293,7 +293,7 @@ def test_it_follows_the_ledger_there_and_back(trained: World) -> None:
         def load() -> None:
             connection = server.connect()
             body = payload(table)
-            while not over.is_set():
+            while not over.wait(0.01):
                 connection.request("POST", "/invocations", body, {"Content-Type": JSON})
                 response = connection.getresponse()
                 said, version = json.loads(response.read()), response.headers["X-Model-Version"]

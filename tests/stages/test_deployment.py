@@ -83,7 +83,7 @@ def traffic(server: Served, table: pa.Table) -> Iterator[list[int]]:
     over = threading.Event()
 
     def go() -> None:
-        while not over.is_set():
+        while not over.wait(0.02):
             said.append(server.predict(table).status)
 
     thread = threading.Thread(target=go)
