@@ -60,10 +60,11 @@ TESTS = Path(__file__).parent
 
 
 PRODUCTION = "tests/system/test_production.py"
+"""It has servers of its own."""
 
 
 def _needs_servers(nodeid: str) -> bool:
-    return nodeid.startswith(("tests/system/", "tests/ui/test_browser.py"))
+    return nodeid.startswith(("tests/system/", "tests/ui/test_browser.py")) and not nodeid.startswith(PRODUCTION)
 
 
 class _ByFile(LoadScopeScheduling):
@@ -85,11 +86,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first, so that no process waits for the other at the end.
-
-    Of what needs servers, that with servers of its own is last, when the others have ended.
-    """
-    items.sort(key=lambda item: (not _needs_servers(item.nodeid), item.nodeid.startswith(PRODUCTION)))
+    """What takes longest begins first, so that no process waits for the others at the end."""
+    items.sort(key=lambda item: (not _needs_servers(item.nodeid), not item.nodeid.startswith(PRODUCTION)))
 
 
 @pytest.hookimpl(trylast=True)
@@ -97,7 +95,7 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
     """Stop the servers after the last test that needs them: idle, they would take a third of a core from the others."""
     from tests.running import up
 
-    if nextitem is None or not _needs_servers(nextitem.nodeid) or nextitem.nodeid.startswith(PRODUCTION):
+    if nextitem is None or not _needs_servers(nextitem.nodeid):
         while up:
             up.pop().stop()
 

@@ -26,7 +26,7 @@ FLIGHTS = REPOSITORY / "dags" / "flights"
 FILES = ("flights.yaml", "flights_pipeline.py", "flights/__init__.py", "flights/features.py", "flights/schema.yaml")
 QUICK = {
     # A lost task is noticed by its heartbeats; Airflow's five minutes are for real clusters.
-    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "3",
     "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
