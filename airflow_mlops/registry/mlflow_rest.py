@@ -42,6 +42,7 @@ class MlflowRest:
 
     def __init__(self, uri: str) -> None:
         self.base = uri.rstrip("/")
+        self._roots: dict[str, str | None] = {}
         self.session = requests.Session()
         # Proxies of the environment are honoured except for loopback, which requests does not exempt by itself.
         if "://127.0.0.1" in self.base or "://localhost" in self.base:
@@ -184,7 +185,7 @@ class MlflowRest:
 
     def log_text(self, run_id: str, name: str, text: str) -> None:
         require_plain(name)
-        root = _served(self.logged(run_id).artifacts)
+        root = self._root(run_id)
         if root is None:
             self._own.log_text(run_id, name, text)
         else:
@@ -192,7 +193,7 @@ class MlflowRest:
 
     def log_file(self, run_id: str, name: str, file: Path) -> None:
         require_plain(name)
-        root = _served(self.logged(run_id).artifacts)
+        root = self._root(run_id)
         if root is None:
             self._own.log_file(run_id, name, file)
         else:
@@ -200,7 +201,7 @@ class MlflowRest:
                 self._send("PUT", self._artifact(f"{root}/{name}"), name, data=content)
 
     def fetch(self, run_id: str, name: str, target: Path) -> Path:
-        root = _served(self.logged(run_id).artifacts)
+        root = self._root(run_id)
         if root is None:
             return self._own.fetch(run_id, name, target)
         return self._bring(f"{root}/{name}", target / name.rpartition("/")[2], f"the artifact {name} of run {run_id}")
@@ -217,6 +218,12 @@ class MlflowRest:
         if not self._bring_folder(root, target, what):
             raise gone(what)
         return target
+
+    def _root(self, run_id: str) -> str | None:
+        """Where a run's artifacts are on the server, which never changes; None where it does not serve them."""
+        if run_id not in self._roots:
+            self._roots[run_id] = _served(self.logged(run_id).artifacts)
+        return self._roots[run_id]
 
     def _bring_folder(self, path: str, target: Path, what: str) -> int:
         """Bring what lies under a path here; return how many files there are."""
