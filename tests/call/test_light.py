@@ -19,7 +19,8 @@ HEAVY |= {"adbc_driver_manager", "optuna", "pandera", "skops", "sklearn"}
 IMPORT = """
 import importlib, sys
 before = set(sys.modules)
-importlib.import_module(sys.argv[1])
+for module in sys.argv[1:]:
+    importlib.import_module(module)
 print(*{name.split(".")[0] for name in set(sys.modules) - before})
 """
 
@@ -33,8 +34,8 @@ print(*table.column_names, "pandas" in sys.modules)
 """
 
 
-def loaded(module: str) -> set[str]:
-    command = [sys.executable, "-c", IMPORT, module]
+def loaded(*modules: str) -> set[str]:
+    command = [sys.executable, "-c", IMPORT, *modules]
     return HEAVY & set(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split())
 
 
@@ -63,17 +64,10 @@ def test_stages_that_look_at_arrow_columns_load_no_pandas(stage: str) -> None:
     assert loaded(f"airflow_mlops.stages.{stage}") == {"numpy", "pyarrow"}
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "airflow_mlops.serving.main",
-        "airflow_mlops.serving.scorer",
-        *(f"airflow_mlops.stages.{stage}" for stage in ("batch_predict", "deploy", "evaluate", "monitor")),
-        *(f"airflow_mlops.stages.{stage}" for stage in ("monitor_performance", "validate_serving")),
-    ],
-)
-def test_what_reads_models_needs_no_client_of_mlflow(module: str) -> None:
-    assert "mlflow" not in loaded(module)
+def test_what_reads_models_needs_no_client_of_mlflow() -> None:
+    stages = ("batch_predict", "deploy", "evaluate", "monitor", "monitor_performance", "validate_serving")
+    modules = ["serving.main", "serving.scorer", *(f"stages.{stage}" for stage in stages)]
+    assert "mlflow" not in loaded(*(f"airflow_mlops.{module}" for module in modules))
 
 
 @pytest.mark.parametrize("stage", ["register", "validate_model", "promote"])
