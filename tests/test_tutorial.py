@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 import pytest
 
+from airflow_mlops.delivery.places import StorePlace
 from tests.conftest import free_port
+from tests.loopback.airflow import airflow_of
 
 # All of it is run before the first step is looked at, beside whatever else this machine does.
 pytestmark = pytest.mark.timeout(1800)
@@ -24,6 +26,8 @@ _BLOCK = re.compile(
     r"(?P<skip><!-- not run -->\n)?^```(?P<kind>\w+)(?: title=(?P<file>\S+))?\n(?P<text>.*?)^```$", re.M | re.S
 )
 _END = "--- end of command"
+AIRFLOWS = {"8080": "staging", "8081": "prod"}
+"""The environments, by the ports of their Airflows."""
 
 
 class Step(NamedTuple):
@@ -55,10 +59,20 @@ def _found(expected: str, lines: list[str]) -> int | None:
 def told(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str]]:
     """The exit code and output of every command, run in one shell in an empty folder."""
     folder = tmp_path_factory.mktemp("tutorial")
-    port = str(free_port())
-    (folder / "commands").write_text(
-        "".join(f"{step.command}\ncode=$?; echo; echo '{_END}' $code\n".replace("5000", port) for step in steps())
-    )
+    with contextlib.ExitStack() as airflows:
+        ports = {"5000": str(free_port())}
+        for port, environment in AIRFLOWS.items():
+            place = StorePlace(str(folder / environment / "dags"))
+            ports[port] = airflows.enter_context(airflow_of(place)).url.rpartition(":")[2]
+        return said_in(folder, ports)
+
+
+def said_in(folder: Path, ports: dict[str, str]) -> list[tuple[int, str]]:
+    """Run the commands, with ports that are free in place of those that they name."""
+    commands = "".join(f"{step.command}\ncode=$?; echo; echo '{_END}' $code\n" for step in steps())
+    for port, free in ports.items():
+        commands = commands.replace(port, free)
+    (folder / "commands").write_text(commands)
     outside = ("MLFLOW_TRACKING_URI", "AIRFLOW_HOME")
     environment = {name: value for name, value in os.environ.items() if name not in outside}
     environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # consumers that nothing here has work for
@@ -98,5 +112,6 @@ def test_a_step_does_what_the_tutorial_says(told: list[tuple[int, str]], index: 
         left = left[position:]
 
 
-def test_the_tutorial_has_its_steps() -> None:
-    assert len(list(steps())) > 15
+def test_the_tutorial_has_its_steps_and_all_of_them_are_run() -> None:
+    assert len(list(steps())) > 25
+    assert not [block["text"] for block in _BLOCK.finditer(TUTORIAL.read_text()) if block["skip"]]

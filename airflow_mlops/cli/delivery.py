@@ -117,11 +117,14 @@ def _deploy(options: argparse.Namespace) -> int:
 
 def _promote(options: argparse.Namespace) -> int:
     from airflow_mlops.delivery.environment import place_of
+    from airflow_mlops.delivery.release import running_bundle
     from airflow_mlops.delivery.settings import target_of
 
     origin, target = target_of(options.config, options.origin), target_of(options.config, options.environment)
+    if options.origin == options.environment:
+        raise DeliveryError(f"{options.origin} is what it is taken on from", fix="name another environment")
     place = place_of(origin)
-    bundle = place.bundle(*_running(place, options.origin, options.name))
+    bundle = running_bundle(place, _name(place, options.origin, options.name), options.origin)
     return _release(options, target, options.environment, bundle, options.origin, "promote")
 
 
@@ -251,8 +254,10 @@ def _name(place: Place, environment: str, name: str | None) -> str:
     names = place.names()
     if name in names or (name is None and len(names) == 1):
         return name or names[0]
+    if not names:
+        raise DeliveryError(f"nothing was released in {environment}", fix="airflow-mlops deploy")
     what = f"{environment} has no releases of {name!r}" if name else f"{environment} has releases of {len(names)} names"
-    raise DeliveryError(what, allowed=", ".join(names) or None, fix="--name NAME" if names else "airflow-mlops deploy")
+    raise DeliveryError(what, allowed=", ".join(names), fix="--name NAME")
 
 
 def _running(place: Place, environment: str, name: str | None) -> tuple[str, str]:

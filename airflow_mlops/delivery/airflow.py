@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -11,7 +10,8 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-from airflow_mlops.delivery.bundle import Manifest
+from airflow_mlops.delivery.bundle import NOT_WHOLE, Manifest
+from airflow_mlops.delivery.login import HOW, User, login_of
 from airflow_mlops.delivery.places import pointer_file
 from airflow_mlops.delivery.settings import Smoke, Target
 from airflow_mlops.errors import AirflowUnreachableError, DeliveryError, ReleaseFailedError
@@ -22,6 +22,7 @@ _POLL = 0.5
 _ASK_AGAIN = 10.0
 """How many seconds after it was asked to look Airflow is asked again."""
 _BUSY = frozenset({429, 500, 502, 503, 504})
+_UNAUTHORIZED, _FORBIDDEN = 401, 403
 
 
 class Airflow:
@@ -35,23 +36,13 @@ class Airflow:
     def __init__(self, url: str, environment: str) -> None:
         import requests
 
-        self.url, self.environment = url.rstrip("/"), environment
+        self.url, self._login = url.rstrip("/"), login_of(environment)
+        self._token = self._login.token.value if self._login.token else None
         self._session = requests.Session()
-        if token := self._token():
-            self._session.headers["Authorization"] = f"Bearer {token}"
-
-    def _said(self, name: str) -> str | None:
-        own = re.sub(r"\W", "_", self.environment).upper()
-        return os.environ.get(f"{name}_{own}") or os.environ.get(name)
-
-    def _token(self) -> str | None:
-        if token := self._said("AIRFLOW_API_TOKEN"):
-            return token
-        user, password = self._said("AIRFLOW_API_USER"), self._said("AIRFLOW_API_PASSWORD")
-        if not (user and password):
-            return None
-        answer = self._send("POST", "auth/token", json={"username": user, "password": password})
-        return str(answer["access_token"])
+        # Said for each request, so that no entry of ~/.netrc takes its place.
+        self._session.auth = self._sign
+        if self._login.user:
+            self._log_in(self._login.user)
 
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None, **query: Any) -> Any:
         """Make one request of the public API.
@@ -60,27 +51,72 @@ class Airflow:
             AirflowUnreachableError: when Airflow does not answer.
             DeliveryError: when it refuses, with its reason.
         """
-        return self._send(method, f"api/v2/{path}", json=body, params=query)
+        request = (method, f"api/v2/{path}")
+        answer = self._send(*request, json=body, params=query)
+        if answer.status_code == _UNAUTHORIZED and self._login.user:
+            self._log_in(self._login.user)  # that token has expired, and nothing was done
+            answer = self._send(*request, json=body, params=query)
+        return self._content(answer, *request)
+
+    def _sign(self, request: Any) -> Any:
+        if self._token:
+            request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+    def _log_in(self, user: User) -> None:
+        """Have a token made for a user."""
+        self._token = None
+        request = ("POST", "auth/token")
+        answer = self._send(*request, json={"username": user.name.value, "password": user.password.value})
+        who, known_by = user.name.value, user.password.variable
+        if answer.status_code == _UNAUTHORIZED:
+            what = f"Airflow at {self.url} does not know {who!r} by the password of {known_by}"
+            raise DeliveryError(what, fix=f"correct {user.name.variable} or {known_by}")
+        self._token = self._content(answer, *request).get("access_token")
+        if not self._token:
+            raise DeliveryError(f"Airflow at {self.url} has logged {who!r} in and given no token", fix=HOW)
 
     def _send(self, method: str, path: str, **content: Any) -> Any:
         import requests
 
         try:
-            answer = self._session.request(method, f"{self.url}/{path}", timeout=_TIMEOUT, **content)
+            return self._session.request(method, f"{self.url}/{path}", timeout=_TIMEOUT, **content)
         except requests.RequestException as error:
             raise AirflowUnreachableError(
                 f"Airflow at {self.url} does not answer: {type(error).__name__}",
                 fix="start it, or correct its address in deploy.yaml",
             ) from error
+
+    def _content(self, answer: Any, method: str, path: str) -> Any:
+        """What an answer says.
+
+        Raises:
+            AirflowUnreachableError: when Airflow could not answer now.
+            DeliveryError: when it refuses, or something else than Airflow has answered.
+        """
+        request = f"{method} {path.partition('?')[0]}"
         if answer.ok:
-            return answer.json() if answer.content else {}
-        what = f"{method} {path.partition('?')[0]}: HTTP {answer.status_code}: {answer.text[:300]}"
-        if answer.status_code in (401, 403):
-            fix = "set AIRFLOW_API_TOKEN, or AIRFLOW_API_USER and AIRFLOW_API_PASSWORD"
-            raise DeliveryError(f"Airflow at {self.url} refuses {what}", fix=fix)
+            try:
+                return answer.json() if answer.content else {}
+            except ValueError:
+                what = f"what answers {request} at {self.url} is no API of Airflow's, for it says no JSON"
+                raise DeliveryError(
+                    what, fix="correct the address in deploy.yaml, or let the API by your proxy"
+                ) from None
+        said = self._login.hidden(answer.text, self._token)[:300]
+        what = f"{request}: HTTP {answer.status_code}: {said}"
         if answer.status_code in _BUSY:
             raise AirflowUnreachableError(f"Airflow at {self.url} failed on {what}")
-        raise DeliveryError(f"Airflow at {self.url} refuses {what}")
+        raise DeliveryError(f"Airflow at {self.url} refuses {what}", fix=self._remedy(answer.status_code))
+
+    def _remedy(self, status: int) -> str | None:
+        token, user = self._login.token, self._login.user
+        if status == _FORBIDDEN:
+            who = repr(user.name.value) if user else f"the user of {token.variable}" if token else "who asks"
+            return f"{who} needs the permission; who deploys reads DAGs and import errors, edits and triggers DAGs"
+        if status == _UNAUTHORIZED:
+            return f"{token.variable} is wrong or has expired: set a new one" if token else HOW
+        return None
 
     def dags(self, **query: Any) -> Iterator[dict[str, Any]]:
         """Its DAGs, page by page."""
@@ -124,23 +160,27 @@ class Watcher:
     def _loaded(self, manifest: Manifest, until: float) -> list[str]:
         """The DAGs of a release, once Airflow has loaded all of them."""
         wanted = set() if manifest.dags else {f"{pipeline}.train" for pipeline in manifest.pipelines}
-        asked = -_ASK_AGAIN
+        asked, refused = -_ASK_AGAIN, ""
         while True:
+            late = ""
             with suppress(AirflowUnreachableError):  # it may be restarting; the time is limited anyway
                 errors = [each for each in self._import_errors() if _is_pointer(each["filename"], manifest)]
                 for error in errors:
+                    told = error["stack_trace"].strip()
                     new = (error["filename"], error["timestamp"]) not in self._errors
-                    if manifest.release in error["stack_trace"] or (new and "release " not in error["stack_trace"]):
-                        raise ReleaseFailedError(f"Airflow does not load it:\n{error['stack_trace'].strip()}")
+                    if manifest.release in told and NOT_WHOLE in told:
+                        late = f":\n{told}"  # a bucket comes to Airflow file by file
+                    elif manifest.release in told or (new and "release " not in told):
+                        raise ReleaseFailedError(f"Airflow does not load it:\n{told}")
                 found = {each["dag_id"] for each in self.airflow.dags(tags=f"release:{manifest.release}")}
                 if found and wanted <= found and not errors:
                     return sorted(found)
                 if time.monotonic() - asked > _ASK_AGAIN:
                     asked = time.monotonic()
-                    self._ask_to_look(manifest)
+                    refused = self._ask_to_look(manifest)
             if time.monotonic() > until:
                 raise ReleaseFailedError(
-                    f"Airflow has not loaded it within {self.target.timeout.total_seconds():.0f} s",
+                    f"Airflow has not loaded it within {self.target.timeout.total_seconds():.0f} s{late or refused}",
                     fix="see the log of its DAG processor, and that it reads the place of deploy.yaml",
                 )
             time.sleep(_POLL)
@@ -148,18 +188,24 @@ class Watcher:
     def _import_errors(self) -> list[dict[str, Any]]:
         return list(self.airflow.ask("GET", "importErrors", limit=_PAGE, order_by="-timestamp")["import_errors"])
 
-    def _ask_to_look(self, manifest: Manifest) -> None:
-        """Ask the DAG processor to parse the pointer.
+    def _ask_to_look(self, manifest: Manifest) -> str:
+        """Ask the DAG processor to parse the pointer; what was refused, if anything.
 
         A new pointer it finds when it lists its bundle, which it does when it is asked to parse any file of it.
         """
+        refused = ""
         dags = list(self.airflow.dags())
         own = [each for each in dags if _is_pointer(each["relative_fileloc"] or "", manifest)]
         bundle = self.target.bundle
         others = {each["bundle_name"]: each for each in dags if bundle in (None, each["bundle_name"])}
         for each in own[:1] or others.values():
-            with suppress(DeliveryError):  # asked already
+            try:
                 self.airflow.ask("PUT", f"parseDagFile/{quote(each['file_token'], safe='')}")
+            except AirflowUnreachableError:
+                raise
+            except DeliveryError as error:  # asked already; or it has to find the pointer in its own time
+                refused = f"; asked to look, it said: {error.what}"
+        return refused
 
     def _unpause(self, dag_id: str) -> None:
         """Unpause a DAG that is new here; one that a person has paused stays so."""

@@ -21,6 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from airflow_mlops.errors import DeliveryError
 
 MANIFEST = "manifest.json"
+NOT_WHOLE = "is not whole here (yet)"
+"""What Airflow says of a release whose files have not all come to it, or not all as they were."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _PLAIN = re.compile(r"(?!/)(?!.*(^|/)\.{0,2}(/|$))[^\\\0]+")
 
@@ -182,3 +184,16 @@ def checked(read: Callable[[str], bytes | None], where: str, digest: str | None 
             raise DeliveryError(f"{where}: {path} was changed after it was built", fix="build and deploy it again")
         files[path] = content
     return Bundle(manifest, files)
+
+
+def laid(read: Callable[[str], bytes | None], where: str, digest: str | None = None) -> Bundle:
+    """The bundle that a release was unpacked from, as `checked` reads it; the unpacked code is held against it as well.
+
+    Raises:
+        DeliveryError: when a file is missing or was changed.
+    """
+    found = checked(read, where, digest)
+    for path, content in found.unpacked().items():
+        if path not in found.files and read(path) != content:
+            raise DeliveryError(f"{where}: {path} was changed", fix="build and deploy it again")
+    return found

@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from airflow_mlops.delivery.bundle import Bundle, Manifest, short
-from airflow_mlops.delivery.places import Action, Entry, Place, State, pointer_text
+from airflow_mlops.delivery.places import Action, Entry, Place, State, pointer_file, pointer_text
 from airflow_mlops.errors import DeliveryError, MlopsError, ReleaseConflictError, ReleaseFailedError
 
 Watch = Callable[[Manifest, bool], None]
@@ -142,6 +142,32 @@ def rollback(
     options = {"by": by, "source": source, "watch": watch, "timeout": timeout}
     entry = deploy(place, bundle, environment, action="rollback", **options)  # type: ignore[arg-type]
     return entry, f"back from {found[-1].version} to {entry.version}"
+
+
+def running_bundle(place: Place, name: str, environment: str) -> Bundle:
+    """What an environment runs, to take it on elsewhere: every file held against its digest.
+
+    Raises:
+        ReleaseConflictError: when a release goes on there, of which nobody knows yet whether it stays.
+        DeliveryError: when nothing runs there, it is not as it was deployed, or the pointer names something else.
+    """
+    state = place.look(name)
+    if half := unfinished(state.entries):
+        raise ReleaseConflictError(
+            f"{half.by} began to release {name} {half.version} in {environment} at {half.at:%Y-%m-%d %H:%M} UTC, and "
+            "it is not finished: it is not known yet what runs there",
+            fix=f"wait for it, or airflow-mlops release rollback {environment} to take it back",
+        )
+    now = running(state.entries)
+    if now is None:
+        raise DeliveryError(f"no release of {name!r} runs in {environment}", fix="airflow-mlops deploy")
+    if f"/{name}/{short(now.digest)}" not in (state.pointer or ""):
+        raise DeliveryError(
+            f"{place.where}/{pointer_file(name)} does not name {name} {now.version}, which was deployed in "
+            f"{environment}: what runs there is not what was tested there",
+            fix=f"deploy to {environment} again",
+        )
+    return place.bundle(name, now.digest)
 
 
 def _closed(place: Place, name: str, environment: str, by: str) -> State:

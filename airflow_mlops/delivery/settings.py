@@ -6,6 +6,7 @@ import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
@@ -17,6 +18,14 @@ FILE = "deploy.yaml"
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,62}$")]
 
 
+def _without_secrets(address: str, instead: str) -> str:
+    """An address that anybody may read; only a user of SSH says nothing that is secret."""
+    parts = urlsplit(address)
+    if parts.password or (parts.username and parts.scheme in ("http", "https")):
+        raise ValueError(f"an address here holds no user and no password: {instead}")
+    return address
+
+
 class GitBundle(Section):
     """A repository that a Git DAG bundle of Airflow, or a git-sync, reads."""
 
@@ -26,6 +35,11 @@ class GitBundle(Section):
     """The branch, which must be there."""
     path: str = Field("", pattern=r"^([\w-][\w.-]*/?)*$")
     """The folder of the DAGs in it. Default: the root."""
+
+    @field_validator("repo")
+    @classmethod
+    def _no_secrets(cls, value: str) -> str:
+        return _without_secrets(value, "Git has credential helpers and keys")
 
 
 class Smoke(Section):
@@ -48,7 +62,8 @@ class Target(Section):
     """Instead, a folder in a bucket, as Cloud Composer has one."""
     airflow: str = Field(pattern=r"^https?://", examples=["https://airflow.example.org"])
     """The address of Airflow. Who asks is said by the variables ``AIRFLOW_API_TOKEN``, or ``AIRFLOW_API_USER`` and
-    ``AIRFLOW_API_PASSWORD``; those that end in the environment's name (``AIRFLOW_API_TOKEN_PROD``) come first."""
+    ``AIRFLOW_API_PASSWORD``; those that end in the environment's name (``AIRFLOW_API_TOKEN_PROD``) come first. One that
+    ends in ``_FILE`` names a file that holds it."""
     bundle: str | None = None
     """Airflow's name of the DAG bundle. Default: where no DAG of an earlier release tells it, all of them are
     asked to look again."""
@@ -58,6 +73,11 @@ class Target(Section):
     """Whether DAGs that are new to this Airflow are unpaused when they are deployed; known ones stay as they are."""
     timeout: Duration = timedelta(minutes=10)
     """How long Airflow may take to load a release and to end its smoke runs, before what ran before is put back."""
+
+    @field_validator("airflow")
+    @classmethod
+    def _no_secrets(cls, value: str) -> str:
+        return _without_secrets(value, "AIRFLOW_API_USER and AIRFLOW_API_PASSWORD are for it")
 
     @field_validator("smoke", mode="before")
     @classmethod

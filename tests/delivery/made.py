@@ -1,14 +1,22 @@
-"""A small project to build and release: two declarations' worth of files, code of its own, a schema, a sample."""
+"""A small project to build and release, with code of its own, a schema, a sample; and places to release it to."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
+from airflow_mlops.delivery.bundle import Bundle, Manifest
+from airflow_mlops.delivery.git import git
+from airflow_mlops.delivery.places import Place
+from airflow_mlops.delivery.release import deploy
 from tests import toy
 
+WHO = ("-c", "user.name=t", "-c", "user.email=t@example.org")
 FEATURES = '''"""The features of churn."""
 
 
@@ -48,3 +56,47 @@ def project(folder: Path, name: str = "churn", **sections: Any) -> str:
     file = pipelines / f"{name}.yaml"
     file.write_text(yaml.safe_dump(body))
     return str(file)
+
+
+def repository(folder: Path) -> Path:
+    """A bare repository with one commit of somebody else's."""
+    git("init", "--quiet", "--bare", "--initial-branch", "main", "origin.git", folder=folder)
+    git("clone", "--quiet", "origin.git", "theirs", folder=folder)
+    push(folder / "theirs", "README", "theirs")
+    return folder / "origin.git"
+
+
+def push(tree: Path, name: str, text: str) -> None:
+    (tree / name).write_text(text)
+    git("checkout", "--quiet", "-B", "main", folder=tree)
+    git("add", ".", folder=tree)
+    git(*WHO, "commit", "--quiet", "--message", name, folder=tree)
+    git("push", "--quiet", "origin", "main", folder=tree)
+
+
+def release(
+    place: Place,
+    bundle: Bundle,
+    watch: Callable[[Manifest, bool], None] = lambda *_: None,
+    environment: str = "staging",
+    **more: Any,
+) -> Any:
+    options = {"by": "ann", "source": "a test", "watch": watch, "timeout": timedelta(minutes=5), **more}
+    return deploy(place, bundle, environment, **options)
+
+
+def half_finished(place: Place, bundle: Bundle, until: datetime, environment: str = "staging") -> None:
+    """What a process leaves that was killed after it had switched."""
+
+    class Killed(Exception):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    finish = type(place).finish
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(place), "finish", lambda *_: None)
+        with pytest.raises(Killed):
+            release(place, bundle, killed, environment, timeout=(until - datetime.now(UTC)) / 2)
+    assert type(place).finish is finish

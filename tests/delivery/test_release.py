@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +15,7 @@ from airflow_mlops.delivery.gcs_place import GcsPlace
 from airflow_mlops.delivery.git import git
 from airflow_mlops.delivery.git_place import GitPlace
 from airflow_mlops.delivery.places import Place, StorePlace, pointer_file
-from airflow_mlops.delivery.release import deploy, history, rollback, running
+from airflow_mlops.delivery.release import history, rollback, running
 from airflow_mlops.delivery.settings import read_settings, target_of
 from airflow_mlops.errors import (
     DeclarationError,
@@ -24,9 +23,8 @@ from airflow_mlops.errors import (
     ReleaseConflictError,
     ReleaseFailedError,
 )
-from tests.delivery.made import project
-
-WHO = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+from tests.delivery.made import half_finished, project, push, release, repository
+from tests.toy import race
 
 
 @pytest.fixture(params=["folder", "git", "bucket"])
@@ -45,38 +43,6 @@ def reopened(kind: str, request: pytest.FixtureRequest, folder: Path) -> Callabl
         return lambda: GcsPlace(f"{bucket}/dags")
     repository(folder)
     return lambda: GitPlace(str(folder / "origin.git"), "main", "dags")
-
-
-def repository(folder: Path) -> Path:
-    """A bare repository with one commit of somebody else's."""
-    git("init", "--quiet", "--bare", "--initial-branch", "main", "origin.git", folder=folder)
-    git("clone", "--quiet", "origin.git", "theirs", folder=folder)
-    push(folder / "theirs", "README", "theirs")
-    return folder / "origin.git"
-
-
-def push(tree: Path, name: str, text: str) -> None:
-    (tree / name).write_text(text)
-    git("checkout", "--quiet", "-B", "main", folder=tree)
-    git("add", ".", folder=tree)
-    git(*WHO, "commit", "--quiet", "--message", name, folder=tree)
-    git("push", "--quiet", "origin", "main", folder=tree)
-
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Bundle]:
-    """Three versions of one pipeline."""
-    return [
-        build([project(tmp_path_factory.mktemp("v"), description=f"number {number}")], version=f"{number}.0")
-        for number in (1, 2, 3)
-    ]
-
-
-def release(
-    place: Place, bundle: Bundle, watch: Callable[[Manifest, bool], None] = lambda *_: None, **more: Any
-) -> Any:
-    options = {"by": "ann", "source": "a test", "watch": watch, "timeout": timedelta(minutes=5), **more}
-    return deploy(place, bundle, "staging", **options)
 
 
 def refuse(manifest: Manifest, smoke: bool) -> None:
@@ -164,23 +130,6 @@ def test_of_two_at_once_one_is_refused(
     with pytest.raises(ReleaseConflictError):
         two.start(states[1], entry, bundles[2], "# airflow-mlops deploy: two")
     assert again().look("churn").pointer == "# airflow-mlops deploy: one"
-
-
-def half_finished(place: Place, bundle: Bundle, until: datetime) -> None:
-    """What a process leaves that was killed after it had switched."""
-
-    class Killed(Exception):
-        pass
-
-    def killed(*_: object) -> None:
-        raise Killed
-
-    finish = type(place).finish
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(place), "finish", lambda *_: None)
-        with pytest.raises(Killed):
-            release(place, bundle, killed, timeout=(until - datetime.now(UTC)) / 2)
-    assert type(place).finish is finish
 
 
 def test_a_half_finished_release_is_in_the_way_until_it_counts_as_lost(place: Place, bundles: list[Bundle]) -> None:
@@ -304,3 +253,31 @@ def test_settings_are_read_with_the_lines_of_their_mistakes(tmp_path: Path) -> N
     with pytest.raises(DeclarationError) as caught:
         read_settings(file)
     assert "deploy.yaml:6: unknown key 'tokn'" in str(caught.value)
+
+
+RACE = """
+import json
+from datetime import timedelta
+from airflow_mlops.delivery.bundle import read_bundle
+from airflow_mlops.delivery.places import StorePlace
+from airflow_mlops.delivery.release import deploy
+from airflow_mlops.errors import ReleaseConflictError
+folder, name = sys.argv[1], sys.argv[2]
+place, bundle = StorePlace(folder), read_bundle(sys.argv[3])
+options = {"by": name, "source": "a race", "timeout": timedelta(minutes=5)}
+ready(name)
+try:
+    said = deploy(place, bundle, "staging", watch=lambda *_: time.sleep(2), **options).kind
+except ReleaseConflictError as error:
+    said = error.what
+print(json.dumps(said))
+"""
+
+
+def test_of_processes_that_release_at_once_one_does(tmp_path: Path, bundles: list[Bundle]) -> None:
+    files = [str(bundle.write(tmp_path / "dist")) for bundle in bundles]
+    said = race(RACE, tmp_path / "dags", [(f"p{number}", file) for number, file in enumerate(files)])
+    assert said.count("deployed") == 1
+    assert all("releas" in each for each in said if each != "deployed")
+    winner = bundles[said.index("deployed")].manifest
+    assert runs(StorePlace(str(tmp_path / "dags"))) == (winner.version, winner.release)

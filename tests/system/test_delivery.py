@@ -12,8 +12,11 @@ import pytest
 import yaml
 
 from airflow_mlops.cli.services import Services
+from airflow_mlops.delivery.bundle import read_bundle
+from airflow_mlops.delivery.places import StorePlace
 from tests import toy
 from tests.delivery.made import project
+from tests.loopback.airflow import airflow_of
 
 QUICK = {"retry_delay": "1s", "evaluate": {"plots": False}, "validate_model": {"versus_champion": None}}
 
@@ -98,17 +101,29 @@ def test_a_release_is_loaded_and_smoked_and_a_bad_one_leaves_the_old_one_running
     assert entries[0]["by"] == "ann"
 
 
-def test_a_release_is_rolled_back(running: Services, tmp_path: Path) -> None:
+def test_what_staging_runs_is_promoted_and_rolled_back(running: Services, tmp_path: Path) -> None:
+    """Staging is a folder with a stand-in for its Airflow; production is the real one."""
     if not (running.dags / "churn_release.py").exists():
         pytest.skip("nothing is deployed, because the test before this one failed")
-    project(tmp_path, **QUICK, description="another one")
-    settings(tmp_path, running)
+    project(tmp_path, **QUICK, description="another one", environments={"staging": {}, "prod": {"owner": "ops"}})
+    (tmp_path / "staging").mkdir()
     before = release_tag(running)
-    assert command(tmp_path, "deploy", built(tmp_path, "2.0"), "--env", "staging").returncode == 0
+    with airflow_of(StorePlace(str(tmp_path / "staging"))) as staging:
+        targets = {
+            "staging": {"dags": "staging", "airflow": staging.url},
+            "prod": {"dags": str(running.dags), "airflow": running.airflow_url},
+        }
+        (tmp_path / "deploy.yaml").write_text(yaml.safe_dump({"environments": targets}))
+        bundle = built(tmp_path, "2.0")
+        assert command(tmp_path, "deploy", bundle, "--env", "staging").returncode == 0
+    done = command(tmp_path, "release", "promote", "staging", "prod")
+    assert done.returncode == 0, done.stderr
     after = release_tag(running)
     assert after != before
     assert after in tags(running)
-    done = command(tmp_path, "release", "rollback", "staging")
+    assert f"digest   {read_bundle(tmp_path / bundle).manifest.digest}" in done.stdout
+    assert running.airflow("GET", "dags/churn.train")["owners"] == ["ops"]
+    done = command(tmp_path, "release", "rollback", "prod")
     assert done.returncode == 0, done.stderr
     assert "back from 2.0 to 1.0" in done.stdout
     assert before in tags(running)
