@@ -101,10 +101,12 @@ class Airflow:
             except ValueError:
                 what = f"what answers {request} at {self.url} is no API of Airflow's, for it says no JSON"
                 raise DeliveryError(
-                    what, fix="correct the address in deploy.yaml, or let the API by your proxy"
+                    what, fix="correct the address in deploy.yaml; a proxy must let the API by"
                 ) from None
-        said = self._login.hidden(answer.text, self._token)[:300]
-        what = f"{request}: HTTP {answer.status_code}: {said}"
+        said = answer.text
+        for secret in filter(None, (self._token, self._login.user and self._login.user.password.value)):
+            said = said.replace(secret, "***")  # a server may say what it was sent
+        what = f"{request}: HTTP {answer.status_code}: {said[:300]}"
         if answer.status_code in _BUSY:
             raise AirflowUnreachableError(f"Airflow at {self.url} failed on {what}")
         raise DeliveryError(f"Airflow at {self.url} refuses {what}", fix=self._remedy(answer.status_code))

@@ -24,7 +24,10 @@ TIMEOUT = timedelta(minutes=5)
 # As Airflow's DAG processor does it: a bundle is refreshed, and its files are parsed in a process of their own.
 READER = """
 import json, os, sys, time
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # Airflow logs to what is the standard output when it is imported
 from importlib import import_module
+import airflow_mlops.factory
 from airflow.dag_processing.dagbag import DagBag
 
 def parsed(path):
@@ -43,8 +46,6 @@ def parsed(path):
 module, _, name = sys.argv[1].rpartition(".")
 BundleClass = getattr(import_module(module), name)
 bundle = None
-answers = sys.stdout
-sys.stdout = sys.stderr
 for line in sys.stdin:
     asked = json.loads(line)
     meanwhile = []
@@ -67,7 +68,9 @@ for line in sys.stdin:
         if asked.get("each_object"):
             bundle.gcs_hook._sync_to_local_dir_if_changed = sync
     tags, errors = parsed(bundle.path)
-    said = {"tags": tags, "errors": errors, "version": bundle.get_current_version(), "meanwhile": meanwhile}
+    version = bundle.get_current_version()
+    version = getattr(version, "version", version)
+    said = {"tags": tags, "errors": errors, "version": version, "meanwhile": meanwhile}
     print(json.dumps(said), file=answers, flush=True)
 """
 

@@ -88,7 +88,7 @@ def two(request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFi
                 airflow_of(place_of(Target.model_validate({**target, "airflow": "http://a"})))
             )
             target["airflow"] = made.airflows[name].url
-        (tmp_path / "deploy.yaml").write_text(yaml.safe_dump({"environments": targets}))
+        (tmp_path / "deploy.yaml").write_text(yaml.safe_dump({"environments": targets}, sort_keys=False))
         yield made
 
 
@@ -196,6 +196,18 @@ def test_what_production_does_not_load_is_taken_back_there(two: Two, files: list
     last = two.places["prod"].look("churn").entries[-1]
     assert (last.kind, last.action, last.version) == ("failed", "promote", "2.0")
     assert re.search(r"churn 2\.0 .* promote failed .*: Airflow does not load it", two("release", "list", "prod"))
+
+
+def test_a_release_whose_files_come_late_is_waited_for_and_not_for_ever(two: Two, files: list[Path]) -> None:
+    two.airflows["prod"].late = 4
+    two("deploy", str(files[0]), "--env", "prod")
+    assert two.airflows["prod"].late == 0
+    two.airflows["prod"].late = 1000
+    config = two.folder / "deploy.yaml"
+    config.write_text(config.read_text().replace("  prod:\n", "  prod:\n    timeout: 1s\n"))
+    told = two("deploy", str(files[1]), "--env", "prod", code=1)
+    assert "Airflow has not loaded it within 1 s" in told and "x is missing" in told
+    assert two.runs("prod")[0] == "1.0"
 
 
 def test_environments_that_are_not_there_are_refused(two: Two, files: list[Path]) -> None:
