@@ -146,7 +146,8 @@ def read_bundle(file: str | os.PathLike[str]) -> Bundle:
         with zipfile.ZipFile(file) as archive:
             files = {name: archive.read(name) for name in archive.namelist()}
     except (OSError, zipfile.BadZipFile) as error:
-        raise DeliveryError(f"{file} is no bundle: {error}", fix="airflow-mlops build makes one") from error
+        why = getattr(error, "strerror", None) or error
+        raise DeliveryError(f"{file} is no bundle: {why}", fix="airflow-mlops build makes one") from error
     bundle = checked(files.get, str(file))
     if extra := sorted(set(files) - set(bundle.files) - {MANIFEST}):
         raise DeliveryError(f"{file}: {', '.join(extra)} is not in its manifest", fix="build it again")

@@ -135,6 +135,30 @@ def test_what_a_script_says_is_declared(folder: Path, table: Path) -> None:
     assert "# check: line 13: not taken over" in (folder / "pipelines/classifier.yaml").read_text()
 
 
+def test_a_model_that_a_function_of_the_script_makes_is_no_line_that_was_not_understood(
+    folder: Path, table: Path
+) -> None:
+    script = """
+        import argparse
+        import pandas as pd
+        from sklearn.ensemble import GradientBoostingClassifier
+
+        def made(depth, seed):
+            return GradientBoostingClassifier(max_depth=depth, random_state=seed)
+
+        if __name__ == "__main__":
+            parser = argparse.ArgumentParser()
+            parser.add_argument("--depth", type=int, default=4)
+            args = parser.parse_args()
+            df = pd.read_csv("customers.csv")
+            model = made(args.depth, 1)
+            model.fit(df[["charge", "calls"]], df["churned"])
+        """
+    train = {"estimator": "sklearn.ensemble.GradientBoostingClassifier", "params": {"max_depth": 4}, "seed": 1}
+    assert adopted(script, table)["train"] == train
+    assert "not understood" not in (folder / "pipelines" / "churn.yaml").read_text()
+
+
 def test_what_cannot_be_understood_is_to_be_filled_in(
     folder: Path, table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,6 +56,8 @@ class Reader:
         self.names, self.table, self.lines = names, table, lines
         self.tracer = Tracer(names, table)
         self.found = Found(lines=[*lines])
+        self._asked_for: dict[int, list[ast.Call]] = {}
+        """The calls of the script's own functions that gave a constructor back."""
 
     def read(self) -> Found:
         """Everything that is found; what is not is a check."""
@@ -108,7 +110,10 @@ class Reader:
                 if isinstance(func, ast.Attribute) and func.attr in ("fit", "set_params", "set_output"):
                     return self.constructed(func.value, depth + 1)
                 given_back = self.names.local(node)
-                return self.constructed(given_back[-1], depth + 1) if given_back else None
+                made = self.constructed(given_back[-1], depth + 1) if given_back else None
+                if made is not None:
+                    self._asked_for.setdefault(id(made), []).append(node)
+                return made
         return None
 
     def _fits(self) -> Iterator[Fit]:
@@ -180,7 +185,8 @@ class Reader:
         made = fit.made
         self.tracer.mark(fit.call)
         while True:
-            self.tracer.mark(made)
+            for call in (made, *self._asked_for.get(id(made), [])):
+                self.tracer.mark(call)
             last = self._last(made.func)
             inner: ast.AST | None
             if last in _SEARCHES:
