@@ -107,7 +107,11 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.zip").write_text("no archive")
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("a.txt", "a")
-    for name, what in (("text.zip", "is no bundle"), ("other.zip", "has no manifest.json"), ("none.zip", "none.zip is no bundle: No such file or directory;")):
+    for name, what in (
+        ("text.zip", "is no bundle"),
+        ("other.zip", "has no manifest.json"),
+        ("none.zip", "none.zip is no bundle: No such file or directory;"),
+    ):
         with pytest.raises(DeliveryError, match=what):
             read_bundle(tmp_path / name)
 
