@@ -16,7 +16,7 @@ from airflow_mlops.cli.adopting.names import Names, parse
 from airflow_mlops.cli.adopting.script import Reader
 from airflow_mlops.cli.infer import newest, proposed, rows_of
 from airflow_mlops.cli.init import check_package_name, write_new
-from airflow_mlops.errors import CodeError, DataError
+from airflow_mlops.errors import CodeError, DataError, DataNotFoundError
 from airflow_mlops.spec.stages import Extract
 from airflow_mlops.spec.window import Grain, Window
 
@@ -91,8 +91,13 @@ def _read(data: str) -> tuple[Extract, Window | None, Any]:
         grains: tuple[Grain, ...] = get_args(Grain)
         there = [grain for grain in grains if windows_of(data, grain)]
         params = Extract(source=data, grain=there[0] if there else params.grain)
-    window = newest(params)
-    table = rows_of(params, window)
+    try:
+        window = newest(params)
+        table = rows_of(params, window)
+    except DataNotFoundError as error:
+        raise DataNotFoundError(
+            error.what, fix="name a table that is there, or windows as DATA/{window}.csv"
+        ) from error
     if table.num_columns == 1 and re.search(r"[;\t|]", table.column_names[0]):
         raise DataError(f"{data} is not separated by commas", fix="write it with commas, or as Parquet")
     return params, window, table

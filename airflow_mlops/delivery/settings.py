@@ -108,6 +108,9 @@ def read_settings(file: str | os.PathLike[str]) -> Settings:
     Raises:
         DeclarationError: with one line for every mistake.
     """
+    if not os.path.exists(file):
+        fix = "--config FILE; docs/howto/deliver.md shows one, and airflow-mlops init writes one"
+        raise DeclarationError([f"{file}: there is no such file, which says what environments there are; try: {fix}"])
     documents = read_documents(os.fspath(file))
     if len(documents) != 1:
         raise DeclarationError([f"{file}: holds {len(documents)} documents; allowed: one, with 'environments:'"])

@@ -266,7 +266,8 @@ def test_a_script_that_is_no_python_is_told(
     [
         ("nowhere.py", None, "cannot be read"),
         ("notes.ipynb", None, "jupyter nbconvert"),
-        ("train.py", "nowhere.csv", "nowhere.csv"),
+        ("train.py", "nowhere.csv", "there is no file nowhere.csv; try: name a table that is there"),
+        ("train.py", "no/{window}.csv", "no window of no/{window}.csv is there; try: name a table that is there"),
         ("train.py", "semicolons.csv", "not separated by commas"),
         ("latin.py", None, "not UTF-8"),
     ],

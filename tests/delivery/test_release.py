@@ -238,6 +238,8 @@ def test_the_history_is_what_can_be_gone_back_to(tmp_path: Path, bundles: list[B
 
 def test_settings_are_read_with_the_lines_of_their_mistakes(tmp_path: Path) -> None:
     file = tmp_path / "deploy.yaml"
+    with pytest.raises(DeclarationError, match=r"deploy\.yaml: there is no such file, .*; try: --config FILE"):
+        read_settings(file)
     file.write_text(
         "environments:\n  staging: {dags: dags, airflow: 'http://127.0.0.1:8080', smoke: churn}\n"
         "  prod: {gcs: 'gs://b/dags', airflow: 'https://a.example.org', smoke: [{dag: d, params: {window: x}}]}\n"
