@@ -9,10 +9,12 @@ from typing import TypeVar
 
 from airflow_mlops.delivery.bundle import Bundle
 from airflow_mlops.delivery.git import git
-from airflow_mlops.delivery.places import Entry, Place, State, StorePlace
+from airflow_mlops.delivery.places import RELEASES, Entry, Place, State, StorePlace
 from airflow_mlops.errors import DeliveryError, ReleaseConflictError
 
 _TRIES = 5
+_AS_THEY_ARE = "* -text -filter -ident -working-tree-encoding\n"
+"""For Git: whatever a repository does to its files, those of releases are held against their digests."""
 _BEHIND = ("non-fast-forward", "fetch first", "cannot lock ref", "failed to update ref")
 """How Git says that somebody else has pushed meanwhile."""
 T = TypeVar("T")
@@ -70,6 +72,7 @@ class GitPlace(Place):
     def _push(self, told: str, by: str, change: Callable[[StorePlace], T]) -> T:
         for _ in range(_TRIES):
             made = change(self._fresh())
+            (self.tree / self._path / RELEASES / ".gitattributes").write_text(_AS_THEY_ARE)
             # What a repository ignores may well be a part of a release.
             git("add", "--all", "--force", ".", folder=self.tree / self._path)
             git(*self._author(by), "commit", "--quiet", "--message", told, folder=self.tree)

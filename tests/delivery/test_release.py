@@ -197,6 +197,14 @@ def test_a_commit_of_somebody_else_is_no_conflict(tmp_path: Path, bundles: list[
         assert path in changed
 
 
+def test_a_repository_that_changes_files_leaves_releases_as_they_are(tmp_path: Path, bundles: list[Bundle]) -> None:
+    repository(tmp_path)
+    push(tmp_path / "theirs", ".gitattributes", "*.yaml text eol=crlf\n*.py ident\n")
+    release(GitPlace(str(tmp_path / "origin.git"), "main", "dags"), bundles[0])
+    cloned = GitPlace(str(tmp_path / "origin.git"), "main", "dags")
+    assert cloned.bundle("churn", bundles[0].manifest.digest) == bundles[0]
+
+
 def test_a_pointer_in_a_bucket_is_replaced_only_if_it_is_the_one_seen(gcs: str, bundles: list[Bundle]) -> None:
     place = GcsPlace(f"{gcs}/dags")
     release(place, bundles[0])
