@@ -126,6 +126,12 @@ def connection_of(backend: Backend) -> str | None:
     return getattr(backend, "connection", None)
 
 
+def others_of(backend: Backend, call: Call) -> Iterator[Handle]:
+    """The jobs that go on for other Calls of a pipeline, where a backend's jobs outlive whoever waits for them."""
+    found: Iterator[Handle] = getattr(backend, "others", lambda _: iter(()))(call)
+    return found
+
+
 def relay(lines: Iterable[str], log: logging.Logger) -> None:
     """Log a job's lines here, with level and logger of those that have the runner's form."""
     for line in lines:

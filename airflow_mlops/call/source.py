@@ -128,6 +128,7 @@ def written_at(file: str) -> float:
     """When a file was last written, in seconds since 1970, as its file system tells."""
     with reaching(file):
         fs, path = url_to_fs(file)
+        fs.invalidate_cache()
         return age_of(fs.info(path))
 
 

@@ -19,7 +19,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
@@ -30,6 +29,8 @@ from airflow_mlops.errors import StoreError, StoreFullError, StoreUnreachableErr
 _BLOCK = 1 << 20
 # The last is a file beyond the process's own limit (ulimit -f).
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_CLIENTS = frozenset({"aiohttp", "gcsfs", "google"})
+_LOG_IN = "gcloud auth application-default login, or give this machine a service account that may use the bucket"
 
 VALIDATIONS = "validations"
 """Where the store keeps, by the identity of its Call, which page tells of a validation."""
@@ -54,7 +55,19 @@ def reaching(uri: str) -> Iterator[None]:
         raise StoreError(f"{uri} is no usable URI: {error}") from error
     except OSError as error:
         _raise_if_full(error, uri)
+        if str(error).startswith("Forbidden"):  # so gcsfs says what others say by a PermissionError
+            raise StoreError(
+                f"{uri} may not be read or written: {error}",
+                fix="grant the account of this worker or job roles/storage.objectUser on the bucket",
+            ) from error
         raise StoreUnreachableError(f"{uri} cannot be reached: {error}") from error
+    except Exception as error:
+        # The errors of some clients are no OSErrors.
+        if type(error).__module__.partition(".")[0] not in _CLIENTS:
+            raise
+        if getattr(error, "code", None) in (401, "401") or "NonRetryable" in type(error).__name__:
+            raise StoreError(f"{uri} does not let us in: {error}", fix=_LOG_IN) from error
+        raise StoreUnreachableError(f"{uri} cannot be reached: {type(error).__name__}: {error}") from error
 
 
 def _raise_if_full(error: OSError, where: str) -> None:
@@ -177,6 +190,7 @@ class Store:
     def _publish(self, file: Path, uri: str, *, replace: bool) -> None:
         with reaching(uri):
             _, path = url_to_fs(uri)
+            self.fs.invalidate_cache()
             if not replace and self.fs.exists(path):
                 file.unlink(missing_ok=True)
                 if self.local:
@@ -264,8 +278,9 @@ class Store:
         """What stands in a named place, or None where there is nothing."""
         uri = self.uri(*parts)
         try:
-            with reaching(uri), fsspec.open(uri, "rb") as file:
-                return bytes(file.read())
+            with reaching(uri):
+                # In one request, past what the file system remembers of the folder.
+                return bytes(self.fs.cat_file("/".join((self.path, *parts))))
         except StoreError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return None

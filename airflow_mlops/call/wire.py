@@ -13,6 +13,8 @@ from airflow_mlops.spec.base import Described
 from airflow_mlops.spec.window import Window
 
 VERSION = 1
+SHELL = "cli/"
+"""What the runs of the command line begin with in Calls; those of Airflow begin with their DAG."""
 
 Status = Literal["ok", "warn", "held", "drift", "rejected", "insufficient_data", "error"]
 

@@ -13,7 +13,8 @@ from airflow_mlops.call.dispatch import STAGES
 from airflow_mlops.call.prune import prune
 from airflow_mlops.call.store import Store, reaching
 from airflow_mlops.call.wire import Outcome
-from airflow_mlops.cli.run import call_of, choose_declaration, choose_window, code_of, registry_of, store_of
+from airflow_mlops.cli.run import call_of, choose_window, code_of, registry_of, store_of
+from airflow_mlops.cli.where import choose_declaration
 from airflow_mlops.errors import DeclarationError
 from airflow_mlops.spec import load_declarations, train_plan
 from airflow_mlops.spec.base import parse_duration
@@ -38,9 +39,9 @@ def ls(options: argparse.Namespace, state: Path) -> int:
 
 def explain(options: argparse.Namespace, state: Path) -> int:
     """Say of each stage whether a run would do it, and why; nothing is run."""
-    declaration = choose_declaration(load_declarations(options.file), options)
+    declaration = choose_declaration(options.file, options.pipeline)
     window = choose_window(declaration, options.window)
-    store = Store(store_of(options, state))
+    store = Store(store_of(options, state, declaration.pipeline.google))
     registry = registry_of(options, state, declaration.pipeline.name)
     code = code_of(declaration, store)
     outcomes: dict[str, Outcome] = {}

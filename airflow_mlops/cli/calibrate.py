@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from airflow_mlops.call.dispatch import stage_module
 from airflow_mlops.call.source import windows_of
 from airflow_mlops.call.store import Store
-from airflow_mlops.cli.run import choose_declaration, choose_window
+from airflow_mlops.cli.run import choose_window
+from airflow_mlops.cli.where import choose_declaration
 from airflow_mlops.spec import load_declarations
 from airflow_mlops.spec.load import Declaration
 from airflow_mlops.spec.plan import monitor_node
@@ -27,7 +28,7 @@ _A_YEAR = {"hour": 8766, "day": 365, "week": 52, "month": 12, "quarter": 4, "yea
 
 def calibrate(options: argparse.Namespace) -> int:
     """Print what the declared rule would do."""
-    declaration = choose_declaration(load_declarations(options.file), options)
+    declaration = choose_declaration(options.file, options.pipeline)
     pipeline = declaration.pipeline
     params: Monitor = monitor_node(pipeline).params.resolved(declaration.base)  # type: ignore[assignment]
     data = pipeline.data

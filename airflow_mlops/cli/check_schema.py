@@ -10,7 +10,8 @@ from typing import Any
 from airflow_mlops.call.connection import connection_of
 from airflow_mlops.call.dispatch import stage_module
 from airflow_mlops.call.store import Store
-from airflow_mlops.cli.run import choose_declaration, choose_window
+from airflow_mlops.cli.run import choose_window
+from airflow_mlops.cli.where import choose_declaration
 from airflow_mlops.errors import DeclarationError
 from airflow_mlops.spec import Declaration, load_declarations, train_plan
 from airflow_mlops.spec.data_schema import load_schema
@@ -22,7 +23,7 @@ _ORDER = ("stop", "quarantine", "warn", "not_judged")
 
 def check_schema(options: argparse.Namespace) -> int:
     """Print what is wrong with a window, the worst first; 1 where a run would stop."""
-    declaration = choose_declaration(load_declarations(options.file), options)
+    declaration = choose_declaration(options.file, options.pipeline)
     where, result = _judged(declaration, options.window)
     print(f"{result.rows:,} rows{where}")
     found = [each for each in result.checked if each.verdict != "ok"]

@@ -15,7 +15,7 @@ def show(options: argparse.Namespace) -> int:
     Raises:
         RegistryError: when the store has no ledger of that name.
     """
-    store = store_of(options)
+    store = store_of(options, options.model)
     require_model(store, options.model)
     entries = Ledger(store, options.model).entries()
     if options.json:

@@ -13,7 +13,7 @@ from pathlib import Path
 from airflow_mlops import __version__
 from airflow_mlops.backends.local import environment
 from airflow_mlops.cli.delivery import add_delivery
-from airflow_mlops.cli.where import add_environment, add_registry, add_store
+from airflow_mlops.cli.where import add_environment, add_model_store, add_registry, add_store
 from airflow_mlops.errors import DeclarationError, MlopsError
 from airflow_mlops.spec.environment import VARIABLE
 
@@ -180,7 +180,7 @@ def parser_of_commands() -> argparse.ArgumentParser:
     asked_for = commands.add_parser("requests", help="who asked to retrain a model, why, and what came of it")
     asked_for.add_argument("pipeline", metavar="PIPELINE", help="the pipeline's name")
     asked_for.add_argument("--json", action="store_true", help="print a JSON list, with every step of each request")
-    add_store(asked_for)
+    add_model_store(asked_for)
     asked_for.set_defaults(handler=_requests)
 
     messages = commands.add_parser("messages", help="what came from Pub/Sub, for whom, and what was set aside and why")
@@ -195,7 +195,7 @@ def parser_of_commands() -> argparse.ArgumentParser:
     history = commands.add_parser("history", help="what became of a model's versions, by what verdict and by whom")
     history.add_argument("model", metavar="MODEL", help="the model's name, which is its pipeline's")
     history.add_argument("--json", action="store_true", help="print a JSON list, with everything that is on record")
-    add_store(history)
+    add_model_store(history)
     history.set_defaults(handler=_history)
 
     rollback = commands.add_parser("rollback", help="put an earlier champion back, with its preparation and reference")

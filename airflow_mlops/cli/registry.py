@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import RegistryRef
-from airflow_mlops.cli.where import known_models, registry_in, require_model, store_of
+from airflow_mlops.cli.where import declared, known_models, registry_in, require_model, store_of
 from airflow_mlops.registry.check import differences, repair
 from airflow_mlops.registry.mirror import mirror_of
 from airflow_mlops.registry.models import ModelRegistry
@@ -23,12 +23,13 @@ def check(options: argparse.Namespace) -> int:
     Returns:
         0 when nothing differs, or everything that did was put right; else 1.
     """
-    store = store_of(options)
-    if options.model:
-        require_model(store, options.model)
+    store, pipeline = store_of(options, options.model), declared(options, options.model)
+    wanted = pipeline.name if pipeline else options.model
+    if wanted:
+        require_model(store, wanted)
     told: dict[str, dict[str, list[Any]]] = {}
     left = 0
-    for model in [options.model] if options.model else known_models(store):
+    for model in [wanted] if wanted else known_models(store):
         with registry_in(options, model) as ref:
             registry = ModelRegistry(ref, store)
             mirror = mirror_of(registry, store)

@@ -19,7 +19,8 @@ from airflow_mlops.call.dispatch import stage_module
 from airflow_mlops.call.source import windows_of
 from airflow_mlops.call.store import Store
 from airflow_mlops.cli.past import Past
-from airflow_mlops.cli.run import check, choose_declaration
+from airflow_mlops.cli.run import check
+from airflow_mlops.cli.where import choose_declaration
 from airflow_mlops.errors import DataNotFoundError, DeclarationError
 from airflow_mlops.registry.advice import Advice, Standing, advise
 from airflow_mlops.registry.replay import Policy, Walk, walk
@@ -47,7 +48,7 @@ _UNDECIDED = ""
 
 def replay(options: argparse.Namespace, state: Path) -> int:
     """Run the command; see ``airflow-mlops replay --help``."""
-    declaration = choose_declaration(load_declarations(options.file), options)
+    declaration = choose_declaration(options.file, options.pipeline)
     pipeline = declaration.pipeline
     if pipeline.runtime and (pipeline.runtime.python or pipeline.runtime.requirements):
         raise DeclarationError(

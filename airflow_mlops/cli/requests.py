@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from airflow_mlops.cli.where import store_of
+from airflow_mlops.cli.where import ELSEWHERE, store_of
 from airflow_mlops.errors import RegistryError
 from airflow_mlops.registry.policy import Recorded
 from airflow_mlops.registry.requests import Requests
@@ -18,7 +18,7 @@ def show(options: argparse.Namespace) -> int:
     Raises:
         RegistryError: when the store has none of that name.
     """
-    store = store_of(options)
+    store = store_of(options, options.pipeline)
     found = Requests(store, options.pipeline).all()
     if options.json:
         print(json.dumps([as_json(each) for each in found], indent=2, ensure_ascii=False))
@@ -26,7 +26,7 @@ def show(options: argparse.Namespace) -> int:
     if not found and options.pipeline not in store.names("ledger"):
         names = ", ".join(sorted({*store.names("requests"), *store.names("ledger")}))
         raise RegistryError(
-            f"{store.root} knows nothing of {options.pipeline!r}", allowed=names or None, fix="--store URI"
+            f"{store.root} knows nothing of {options.pipeline!r}", allowed=names or None, fix=ELSEWHERE
         )
     for each in found:
         print("\n".join(_lines(each)))

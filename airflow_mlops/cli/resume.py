@@ -5,12 +5,9 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from airflow_mlops.call.store import Store
-from airflow_mlops.call.wire import Outcome, identity_of
+from airflow_mlops.call.wire import SHELL, Outcome, identity_of
 from airflow_mlops.errors import DeclarationError
 from airflow_mlops.spec.window import Window
-
-PREFIX = "cli/"
-"""What the runs of the command line begin with in Calls; those of Airflow begin with their DAG."""
 
 _EVERY = 1_000_000
 _TOLD = 5
@@ -24,10 +21,10 @@ def earlier_runs(store: Store, pipeline: str) -> dict[str, Window | None]:
             outcome = Outcome.model_validate(store.read_json("outcomes", name))
         except ValidationError:
             continue
-        if outcome.run.startswith(PREFIX) and outcome.identity == identity_of(
+        if outcome.run.startswith(SHELL) and outcome.identity == identity_of(
             pipeline, outcome.stage, outcome.window, outcome.run
         ):
-            found.setdefault(outcome.run.removeprefix(PREFIX), outcome.window)
+            found.setdefault(outcome.run.removeprefix(SHELL), outcome.window)
     return found
 
 

@@ -19,7 +19,7 @@ def roll_back(options: argparse.Namespace) -> int:
     Raises:
         RegistryError: when there is nothing to go back to, or it cannot be.
     """
-    store = store_of(options)
+    store = store_of(options, options.model)
     require_model(store, options.model)
     params = Rollback(version=options.to, reason=options.reason, by=getpass.getuser())
     with registry_in(options, options.model) as registry:

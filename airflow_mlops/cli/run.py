@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import getpass
 import json
-import logging
 import os
 import shlex
 import sys
@@ -17,17 +15,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from airflow_mlops.backends import TERMINAL, Backend, backend_of, carrier, relay
+from airflow_mlops.backends import Backend, backend_of, carrier
 from airflow_mlops.backends.subprocess import SubprocessBackend
 from airflow_mlops.call.cache import INFO
 from airflow_mlops.call.code import snapshot
-from airflow_mlops.call.dispatch import known, stage_module
+from airflow_mlops.call.dispatch import stage_module
 from airflow_mlops.call.source import windows_of
 from airflow_mlops.call.store import Store
-from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, RegistryRef, digest_of
+from airflow_mlops.call.wire import SHELL, ArtifactRef, Call, Outcome, RegistryRef, digest_of
 from airflow_mlops.cli import resume
+from airflow_mlops.cli.carry import carry
 from airflow_mlops.cli.lint import lint_one
-from airflow_mlops.cli.where import uri_of
+from airflow_mlops.cli.where import choose_declaration, uri_of
 from airflow_mlops.errors import CodeError, DataNotFoundError, DeclarationError, MlopsError, RegistryError
 from airflow_mlops.registry import ModelRegistry
 from airflow_mlops.registry.mlflow_api import mlflow_api
@@ -40,18 +39,14 @@ from airflow_mlops.spec.stages import resolve
 from airflow_mlops.spec.window import Window, parse_key, window_before
 from airflow_mlops.spec.wiring import problems_of
 
-log = logging.getLogger(__name__)
-
 GATE = "validate_model"
-_CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-_LOOK_SECONDS = 3.0
 Progress = Callable[[str, str, float, Outcome | None], None]
 """Told of each stage: its name, what became of it, the seconds it took, and its Outcome."""
 
 
 def run(options: argparse.Namespace, state: Path) -> int:
     """Run the command; see ``airflow-mlops run --help``."""
-    declaration = choose_declaration(load_declarations(options.file), options)
+    declaration = choose_declaration(options.file, options.pipeline)
     name = declaration.pipeline.name
     registry, store = registry_of(options, state, name), store_of(options, state, declaration.pipeline.google)
     with _aside(options):
@@ -75,7 +70,7 @@ def run(options: argparse.Namespace, state: Path) -> int:
                 window=window,
                 store=store,
                 registry=registry,
-                run=f"{resume.PREFIX}{identity}",
+                run=f"{SHELL}{identity}",
                 progress=say,
                 outcomes=outcomes,
                 cache=declaration.pipeline.cache and not options.no_cache,
@@ -203,9 +198,9 @@ def run_plan(
                 try:
                     backend, given = carried_by(declaration.pipeline, node.params)
                     if backend == VERTEX:
-                        outcomes[node.stage] = _carry(backend_of(backend, given), call)
+                        outcomes[node.stage] = carry(backend_of(backend, given), call)
                     else:
-                        outcomes[node.stage] = _carry(apart if node.params.in_runtime else here, call)
+                        outcomes[node.stage] = carry(apart if node.params.in_runtime else here, call)
                 except MlopsError:
                     progress(node.stage, "failed", time.perf_counter() - started, None)
                     raise
@@ -296,23 +291,6 @@ def _apart(declaration: Declaration) -> Iterator[Backend]:
         backend.close()
 
 
-def _carry(backend: Backend, call: Call) -> Outcome:
-    if backend.attached:
-        handle = backend.submit(call, {})
-    else:
-        found = backend.find(call)
-        if found is None and (outcome := known(call)) is not None:
-            return outcome
-        # A job elsewhere inherits nothing of this process.
-        secrets = {name: os.environ[name] for name in _CREDENTIALS if name in os.environ}
-        handle = found if found is not None else backend.submit(call, secrets)
-        print(f"  {call.stage:<15} runs as {handle.url or handle.job}", file=sys.stderr, flush=True)
-        while backend.status(handle) not in TERMINAL:
-            time.sleep(_LOOK_SECONDS)
-    relay(backend.logs(handle), log)
-    return backend.collect(handle)
-
-
 def choose_window(declaration: Declaration, key: str | None) -> Window | None:
     """The window asked for, or the newest whose data is there; None where the source comes as one whole.
 
@@ -331,26 +309,6 @@ def choose_window(declaration: Declaration, key: str | None) -> Window | None:
     if not there:
         raise DataNotFoundError(f"no window of {source} is there", fix="correct data.source, or put the files there")
     return there[-1]
-
-
-def choose_declaration(declarations: list[Declaration], options: argparse.Namespace) -> Declaration:
-    """The pipeline asked for, or the only one of the file.
-
-    Raises:
-        DeclarationError: when there is no such pipeline, or there are several to choose from.
-    """
-    names = [declaration.pipeline.name for declaration in declarations]
-    if options.pipeline:
-        found = [each for each in declarations if each.pipeline.name == options.pipeline]
-        if not found:
-            close = difflib.get_close_matches(options.pipeline, names, n=1)
-            what = f"{options.file}: has no pipeline {options.pipeline!r}; allowed: {', '.join(names)}"
-            raise DeclarationError([what + (f"; try: --pipeline {close[0]}" if close else "")])
-        return found[0]
-    if len(declarations) > 1:
-        what = f"{options.file}: holds {len(names)} pipelines"
-        raise DeclarationError([f"{what}; allowed: {', '.join(names)}; try: --pipeline {names[0]}"])
-    return declarations[0]
 
 
 def _print_stage(stage: str, status: str, seconds: float, outcome: Outcome | None) -> None:
@@ -440,7 +398,7 @@ def _command_again(options: argparse.Namespace, identity: str | None, window: Wi
     words = ["airflow-mlops", "run", options.file]
     if window:
         words += ["--window", window.key]
-    for flag in ("pipeline", "store", "registry", "model"):
+    for flag in ("env", "pipeline", "store", "registry", "model"):
         if getattr(options, flag):
             words += [f"--{flag}", getattr(options, flag)]
     if options.no_cache:

@@ -34,7 +34,7 @@ def serve(options: argparse.Namespace) -> int:
         raise DeclarationError(["--digest says what a --version must be, and none is given"])
     if options.files and not options.digest:
         raise DeclarationError(["--files are of one --version, which must be of one --digest: give both"])
-    store = Store(options.files) if options.files else store_of(options)
+    store = Store(options.files) if options.files else store_of(options, options.model)
     if options.version is None or options.digest is None:
         require_model(store, options.model)
     if limits.key is None and not options.files and not _loopback(options.host):

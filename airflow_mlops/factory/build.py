@@ -25,6 +25,7 @@ from airflow_mlops.spec import (
     prediction_drift_node,
     train_plan,
 )
+from airflow_mlops.spec.google import STORE_TAG
 from airflow_mlops.spec.pipeline import ModelTrigger, Pipeline
 from airflow_mlops.spec.plan import Node, callables_of, carried_by
 from airflow_mlops.spec.stages import StageParams
@@ -89,6 +90,7 @@ def build_dags(pipeline: Pipeline, base: str) -> dict[str, DAG]:
 
 
 def _dag(pipeline: Pipeline, what: str, schedule: Any, doc: str, params: dict[str, Param] | None = None) -> DAG:
+    store = _store(pipeline)
     return DAG(
         dag_id=f"{pipeline.name}.{what}",
         schedule=schedule,
@@ -96,7 +98,8 @@ def _dag(pipeline: Pipeline, what: str, schedule: Any, doc: str, params: dict[st
         start_date=datetime(2000, 1, 1, tzinfo=UTC) if schedule == "@continuous" else None,
         catchup=False,
         max_active_runs=1,
-        tags={"mlops", what, pipeline.name, *pipeline.tags},
+        # Airflow's pages find the store of its own by the tag.
+        tags={"mlops", what, pipeline.name, *pipeline.tags, *([f"{STORE_TAG}{store}"] if store else [])},
         description=f"{doc} of {pipeline.name}",
         doc_md=_doc(pipeline, doc),
         params=params,

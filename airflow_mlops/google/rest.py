@@ -27,6 +27,7 @@ _ROLES = {
     "storage": "roles/storage.objectUser",
 }
 """The least of Google's own roles that brings what is asked of a service here."""
+_KEY = "give the connection a valid key, or this machine a service account"
 _PASSES = frozenset({429, 500, 502, 503, 504})
 
 
@@ -97,6 +98,7 @@ class Rest:
         from google.auth.exceptions import GoogleAuthError, TransportError
         from requests.exceptions import RequestException
 
+        renewed = False
         for number in range(_TRIES):
             last = number == _TRIES - 1
             try:
@@ -107,15 +109,25 @@ class Rest:
                 if last or not again:
                     raise CloudUnreachableError(f"{self.base} does not answer: {type(error).__name__}") from error
             except GoogleAuthError as error:
+                # Nothing was asked yet, so it may be asked again: by what the connection holds now, such as a new key.
                 self._session = None
-                raise CloudAccessError(
-                    f"Google Cloud lets the connection {self.connection!r} not in: {_first_line(error)}",
-                    fix="give the connection a valid key, or this machine a service account",
-                ) from None
+                if error.retryable and last:
+                    raise CloudUnreachableError(
+                        f"the token of the connection {self.connection!r} cannot be renewed now: {_first_line(error)}"
+                    ) from None
+                if not error.retryable and (renewed or last):
+                    raise CloudAccessError(
+                        f"Google Cloud lets the connection {self.connection!r} not in: {_first_line(error)}",
+                        fix=_KEY,
+                    ) from None
+                renewed = True
             else:
                 if response.status_code < 400:
                     return response
-                if last or response.status_code not in _PASSES or not (again or response.status_code == 429):
+                if response.status_code == 401 and not (renewed or last):
+                    # The session has renewed its token, to no avail.
+                    self._session, renewed = None, True
+                elif last or response.status_code not in _PASSES or not (again or response.status_code == 429):
                     raise self._refused(method, path, response)
             time.sleep(0.5 * 2**number)
         raise AssertionError("the last try returns or raises")
@@ -145,7 +157,7 @@ class Rest:
         what = f"{self.service}: {method} {resource}: {words or status or response.status_code}"
         code = response.status_code
         if code in (401, 403):
-            error: CloudError = CloudAccessError(what, fix=self._grant(words, resource))
+            error: CloudError = CloudAccessError(what, fix=_KEY if code == 401 else self._grant(words, resource))
         elif code == 404:
             error = CloudNotFoundError(what)
         else:

@@ -12,12 +12,12 @@ from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.exceptions import DownstreamTasksSkipped, TaskDeferralTimeout
 from pydantic import ValidationError
 
-from airflow_mlops.backends.base import TERMINAL, Backend, Handle, backend_of, carrier, connection_of, relay
+from airflow_mlops.backends.base import TERMINAL, Backend, Handle, backend_of, carrier, connection_of, others_of, relay
 from airflow_mlops.call.code import snapshot
 from airflow_mlops.call.dispatch import STAGES, known
 from airflow_mlops.call.store import Store
-from airflow_mlops.call.wire import ArtifactRef, Call, Outcome
-from airflow_mlops.errors import DeclarationError
+from airflow_mlops.call.wire import SHELL, ArtifactRef, Call, Outcome
+from airflow_mlops.errors import DeclarationError, MlopsError
 from airflow_mlops.hooks.database import connection_environment
 from airflow_mlops.hooks.google import google_credentials
 from airflow_mlops.hooks.mlflow import MlflowHook, store_root
@@ -239,6 +239,7 @@ class StageTask:
                 self.log.info("%s: no job is needed", call.where)
                 return outcome
             if handle is None:
+                self._end_orphans(context, backend, call)
                 handle = backend.submit(call, self._secrets(call))
             else:
                 self.log.info("%s: the job %s of an earlier try is found again", call.where, handle.job)
@@ -247,16 +248,32 @@ class StageTask:
             for key, url in ((JOB_URL, handle.url), (JOB_LOG_URL, handle.log_url)):
                 if url:
                     context["ti"].xcom_push(key=key, value=url)
-            if not backend.attached and backend.status(handle) not in TERMINAL:
-                trigger = JobTrigger(
-                    backend=name,
-                    options=options,
-                    handle=handle.model_dump(mode="json"),
-                    poll_interval=self.poll_interval,
-                )
-                # Airflow leaves the time of a deferred task to the trigger.
-                self.defer(trigger=trigger, method_name="resume", timeout=self.execution_timeout)
+            self._await(backend, handle)
             return self._collect(backend, handle)
+
+    def _await(self, backend: Backend, handle: Handle) -> None:
+        """Defer while a job that needs no worker goes on."""
+        if backend.attached or backend.status(handle) in TERMINAL:
+            return
+        name, options = self.carrier
+        trigger = JobTrigger(
+            backend=name,
+            options=options,
+            handle=handle.model_dump(mode="json"),
+            poll_interval=self.poll_interval,
+        )
+        # Airflow leaves the time of a deferred task to the trigger.
+        self.defer(trigger=trigger, method_name="resume", timeout=self.execution_timeout)
+
+    def _end_orphans(self, context: Context, backend: Backend, call: Call) -> None:
+        """Cancel the pipeline's jobs whose runs are over or gone: no triggerer was there to do it when they ended."""
+        try:
+            for handle in others_of(backend, call):
+                if not handle.call.run.startswith(SHELL) and not is_active_run(context, handle.call.run):
+                    self.log.warning("the run %s is over, and its job %s is cancelled", handle.call.run, handle.job)
+                    backend.cancel(handle)
+        except MlopsError as error:  # it is theirs to end; this run's own job is none the worse for it
+            self.log.warning("jobs that nobody waits for cannot be looked for: %s", error)
 
     def _secrets(self, call: Call) -> dict[str, str]:
         secrets = MlflowHook(self.registry_conn_id).environment() if call.registry else {}
@@ -271,9 +288,10 @@ class StageTask:
         return backend.collect(handle)
 
     def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """Go on when the trigger has seen the job end."""
+        """Go on when the trigger has seen the job end; wait on where it was let in no more, and we are."""
         backend, handle = backend_of(*self.carrier), Handle.model_validate(event["handle"])
         with acting(backend, handle.call):
+            self._await(backend, handle)
             outcome = self._collect(backend, handle)
         return self.finish(context, outcome)
 

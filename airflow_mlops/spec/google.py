@@ -11,6 +11,8 @@ from airflow_mlops.spec.base import Duration, Section
 
 VERTEX = "vertex"
 """The backend and the deployment target that are Vertex AI."""
+STORE_TAG = "store:"
+"""What the tag of a DAG begins with whose pipeline's store is declared; the store's root follows."""
 JOBS = ("extract", "validate_data", "prepare", "tune", "train", "evaluate", "batch_predict")
 """The stages that may run as jobs; monitoring and the registry stay in the worker."""
 SUBSCRIPTION = r"^(projects/[a-z][a-z0-9.:-]{4,62}/subscriptions/)?[A-Za-z][A-Za-z0-9._~+%-]{2,254}$"

@@ -10,18 +10,21 @@ from typing import Annotated, Any
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import DagDetails
 from airflow.api_fastapi.core_api.security import GetUserDep
-from airflow.models.dag import DagModel
+from airflow.models.dag import DagModel, DagTag
+from airflow.utils.session import create_session
 from fastapi import FastAPI, HTTPException, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from sqlalchemy import select
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from airflow_mlops.call.store import VALIDATIONS, Store
 from airflow_mlops.call.wire import ArtifactRef
 from airflow_mlops.errors import MlopsError
 from airflow_mlops.hooks.mlflow import MlflowHook, store_root
-from airflow_mlops.ui.history import UNREADABLE, History, Snapshot
+from airflow_mlops.spec.google import STORE_TAG
+from airflow_mlops.ui.history import UNREADABLE, History, Snapshot, Summary
 from airflow_mlops.ui.plugin import PREFIX
 
 log = logging.getLogger(__name__)
@@ -90,9 +93,10 @@ for kind in UNREADABLE:
 @app.get("/")
 def show_models(request: Request, user: GetUserDep) -> HTMLResponse:
     """Every model that the user may see."""
-    store, mlflow = Snapshot(store_root()), _mlflow()
-    summaries, broken = [], []
-    for name in store.models():
+    mlflow = _mlflow()
+    summaries: list[Summary] = []
+    models, broken = _models(user)
+    for name, store in sorted(models.items()):
         history = _history(store, name, request, mlflow)
         if not _may_read(history.dags(), user):
             continue
@@ -111,11 +115,11 @@ def show_model(request: Request, user: GetUserDep, model: str, page: int = 1) ->
     Raises:
         HTTPException: when there is none of that name, or the user may not see it.
     """
-    store = Snapshot(store_root())
-    # A name is only ever one that the store has listed, so it leads to no other place.
-    if model not in store.models():
+    # A name is only ever one that a store has listed, so it leads to no other place.
+    models, _ = _models(user)
+    if model not in models:
         raise HTTPException(404)
-    history = _history(store, model, request, _mlflow())
+    history = _history(models[model], model, request, _mlflow())
     if not _may_read(history.dags(), user):
         raise HTTPException(404)
     return _page(request, "model.html", summary=history.summary(), timeline=history.timeline(page))
@@ -130,7 +134,7 @@ def show_dag(request: Request, user: GetUserDep, dag_id: str, page: int = 1) -> 
     """
     if not _may_read({dag_id}, user):
         raise HTTPException(404)
-    store, mlflow = Snapshot(store_root()), _mlflow()
+    store, mlflow = Snapshot(_store_of(dag_id)), _mlflow()
     for name in store.models():
         history = _history(store, name, request, mlflow)
         if dag_id in history.dags():
@@ -155,7 +159,7 @@ def show_validation(
     """
     if not _may_read({dag_id}, user):
         raise HTTPException(404)
-    store = Store(store_root())
+    store = Store(_store_of(dag_id))
     found = store.read_json(VALIDATIONS, f"{identity}.json")
     if found is None or found["run"].split("/")[0] != dag_id:
         return _page(
@@ -171,6 +175,35 @@ def show_validation(
         "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
     )
     return HTMLResponse(text, headers={**_HEADERS, "Content-Security-Policy": policy})
+
+
+def _declared() -> dict[str, str]:
+    """The stores that are declared, by the ids of their DAGs."""
+    with create_session() as session:
+        found = session.execute(select(DagTag.dag_id, DagTag.name).where(DagTag.name.startswith(f"{STORE_TAG}gs://")))
+        return {dag_id: name.removeprefix(STORE_TAG) for dag_id, name in found}
+
+
+def _store_of(dag_id: str) -> str:
+    """The root of a DAG's store: the one declared, or the configured one."""
+    return _declared().get(dag_id) or store_root()
+
+
+def _models(user: Any) -> tuple[dict[str, Snapshot], list[tuple[str, str]]]:
+    """Every model with its store, and the declared stores of the user's DAGs that cannot be read, with the reason."""
+    declared = _declared()
+    found: dict[str, Snapshot] = {}
+    broken = []
+    for root in sorted(set(declared.values())):
+        try:
+            store = Snapshot(root)
+            found |= dict.fromkeys(store.models(), store)
+        except UNREADABLE as error:
+            log.warning("the store %s cannot be read", root, exc_info=error)
+            if _may_read({dag_id for dag_id, its in declared.items() if its == root}, user):
+                broken.append((root, _told(error)))
+    store = Snapshot(store_root())
+    return {**dict.fromkeys(store.models(), store), **found}, broken
 
 
 def _history(store: Snapshot, model: str, request: Request, mlflow: str | None) -> History:

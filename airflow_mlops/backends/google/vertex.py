@@ -37,6 +37,7 @@ from airflow_mlops.errors import (
 )
 from airflow_mlops.google import job as runner
 from airflow_mlops.google import secrets as secret_manager
+from airflow_mlops.google.names import PIPELINE_LABEL, label
 from airflow_mlops.google.rest import Rest
 from airflow_mlops.spec.google import Google
 
@@ -109,11 +110,22 @@ class VertexBackend:
                 return self._handle(call, job)
         return None
 
+    def others(self, call: Call) -> Iterator[Handle]:
+        """The jobs that go on for other Calls of the same pipeline, with the same store."""
+        wanted = [f'labels.{PIPELINE_LABEL}="{label(call.pipeline)}"', *(f'state!="{ended}"' for ended in _STATES)]
+        for kind in ("customJobs", tuning.JOBS):
+            for job in self._vertex.pages(f"{self._parent}/{kind}", kind, filter=" AND ".join(wanted)):
+                identity = str(job["labels"].get(body.CALL_LABEL, "-"))
+                told = Store(call.store).read_bytes("jobs", identity, _name_of(job), "call.json")
+                with suppress(ValidationError):  # of another version of this package
+                    if told is not None and (other := Call.model_validate_json(told)).identity != call.identity:
+                        yield self._handle(other, job)
+
     def submit(self, call: Call, secrets: Mapping[str, str]) -> Handle:
         """Start the job.
 
         Raises:
-            DeclarationError: when no image is declared, or jobs cannot reach the store.
+            DeclarationError: when no image is declared, or jobs cannot reach the store or the registry.
             BackendError: when the Call has a job that goes on.
             CloudError: when Vertex AI refuses; with what to do.
         """
@@ -122,6 +134,13 @@ class VertexBackend:
                 [
                     f"{call.where}: a job on Vertex AI cannot reach the store {call.store}; try: google.bucket, or "
                     "[airflow_mlops] store = gs://BUCKET/mlops"
+                ]
+            )
+        if call.registry and call.registry.uri.startswith(("sqlite:", "file:", "/")):
+            raise DeclarationError(
+                [
+                    f"{call.where}: a job on Vertex AI cannot reach the registry {call.registry.uri}; try: an MLflow "
+                    "server that jobs reach, in the connection, or on the shell by --registry or MLFLOW_TRACKING_URI"
                 ]
             )
         if (there := self.find(call)) is not None and self.status(there) == "running":
