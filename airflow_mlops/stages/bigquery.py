@@ -12,22 +12,21 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from airflow_mlops.call.connection import Connection
 from airflow_mlops.call.wire import digest_of
-from airflow_mlops.errors import DataError, DataNotFoundError, SchemaError
+from airflow_mlops.errors import DataError, DataNotFoundError
 from airflow_mlops.google.auth import credentials_of
 from airflow_mlops.spec.base import format_size, parse_size
-from airflow_mlops.spec.source import SqlSource, named
+from airflow_mlops.spec.source import SqlSource
 from airflow_mlops.spec.window import Window
 from airflow_mlops.stages.bigquery_errors import patience, speaking
 from airflow_mlops.stages.bigquery_rows import Exported, Result, remove
+from airflow_mlops.stages.bigquery_statement import Field, Statement, bounds, field_of, select, span, windowed, within
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client, QueryJob, QueryJobConfig
@@ -38,55 +37,9 @@ STORAGE = "CLOUDSDK_API_ENDPOINT_OVERRIDES_BIGQUERYSTORAGE"
 """The environment variable that names another endpoint of the Storage Read API."""
 EXPORT_FROM = 8 << 30
 """From so many processed bytes on rows go through files, where the store is on ``gs://``."""
-TIMES = ("TIMESTAMP", "DATETIME", "DATE")
 _PRICE = 6.25
 _KEPT = timedelta(hours=23)
 _TRIES = 20
-_ARROW = {
-    "INTEGER": pa.int64(),
-    "FLOAT": pa.float64(),
-    "NUMERIC": pa.float64(),
-    "BIGNUMERIC": pa.float64(),
-    "BOOLEAN": pa.bool_(),
-    "STRING": pa.string(),
-    "BYTES": pa.binary(),
-    "DATE": pa.date32(),
-    "TIME": pa.time64("us"),
-    "DATETIME": pa.timestamp("us"),
-    "TIMESTAMP": pa.timestamp("us", "UTC"),
-}
-_SYNONYMS = {"INT64": "INTEGER", "FLOAT64": "FLOAT", "BOOL": "BOOLEAN", "RECORD": "STRUCT"}
-
-
-@dataclass(frozen=True)
-class Field:
-    """A column of a query, with its type as BigQuery's API writes it."""
-
-    name: str
-    type: str
-
-    @property
-    def arrow(self) -> pa.DataType:
-        """The type that it is read as."""
-        return _ARROW[self.type]
-
-
-@dataclass(frozen=True)
-class Statement:
-    """A query, its named parameters with their types, and what a dry run said of it."""
-
-    text: str
-    parameters: tuple[tuple[str, str, Any], ...] = ()
-    fields: tuple[Field, ...] = ()
-    bytes: int = 0
-    location: str | None = None
-
-    @property
-    def schema(self) -> pa.Schema:
-        """What its rows are read as."""
-        return pa.schema([(field.name, field.arrow) for field in self.fields])
-
-
 class BigQuery:
     """BigQuery through a connection.
 
@@ -118,8 +71,8 @@ class BigQuery:
             self._jobs[statement] = self.start(statement)
         shared = sum(each == statement for each in self._planned.values()) > 1
         kind = next((field.type for field in statement.fields if field.name == time), "")
-        within = _within(kind, time, window) if time and window and shared else ""
-        return self.rows(self._jobs[statement], statement, within)
+        condition = within(kind, time, window) if time and window and shared else ""
+        return self.rows(self._jobs[statement], statement, condition)
 
     def close(self) -> None:
         """End the connections; what was exported is removed."""
@@ -139,8 +92,8 @@ class BigQuery:
         windows: list[Window | None] = [*self.windows] if window in self.windows else [window]
         fields = self.fields(source, window)
         together = time is not None and not source.names_window and len(windows) > 1
-        spans = [_span(windows)] if together else windows
-        statements = [self.dry(self.windowed(source, fields, time, each)) for each in spans]
+        spans = [span(windows)] if together else windows
+        statements = [self.dry(windowed(source, fields, time, each)) for each in spans]
         total = self.allow(statements)
         on_bucket = self.store.startswith("gs://")
         self._exports = on_bucket and total > EXPORT_FROM if source.export is None else source.export
@@ -152,7 +105,7 @@ class BigQuery:
         if self._exports and together:
             # A window's files are its own, so each has a query of its own.
             instant = self._instant(source)
-            statements = [self.dry(self.windowed(source, fields, time, each, instant)) for each in windows]
+            statements = [self.dry(windowed(source, fields, time, each, instant)) for each in windows]
             self.allow(statements)
         elif together:
             statements *= len(windows)
@@ -167,43 +120,7 @@ class BigQuery:
         self._source = source
         if source.names_window and window is None:
             raise DataNotFoundError(f"{source} names a window, and the run has none", fix="give the run a window")
-        return self.dry(Statement(_select(source), _bounds(source, window))).fields
-
-    def windowed(
-        self,
-        source: SqlSource,
-        fields: Sequence[Field],
-        time: str | None,
-        window: Window | None,
-        instant: datetime | None = None,
-    ) -> Statement:
-        """The query that reads one window, with decimals as floats.
-
-        Args:
-            source: what is read.
-            fields: its columns; see `fields`.
-            time: the column that says when a row happened.
-            window: the window; None reads all rows.
-            instant: as of when a table is read. Default: now.
-        """
-        casts = [f"CAST({quoted(f.name)} AS FLOAT64) AS {quoted(f.name)}" for f in fields if "NUMERIC" in f.type]
-        columns = f"* REPLACE ({', '.join(casts)})" if casts else "*"
-        # On lines of its own, so that a comment at the query's end takes nothing with it.
-        text = f"SELECT {columns} FROM (\n{_select(source, instant)}\n) AS rows_of_source"  # noqa: S608
-        parameters = _bounds(source, window)
-        if time is not None and window is not None:
-            kind = next((field.type for field in fields if field.name == time), None)
-            if kind not in TIMES:
-                holds = f"is of BigQuery's type {kind}" if kind else "is not there"
-                raise SchemaError(
-                    f"the time column {time!r} of {source} {holds}",
-                    allowed=f"{', '.join(TIMES)}; there are {', '.join(field.name for field in fields)}",
-                )
-            at = f"rows_of_source.{quoted(time)}"
-            text += f" WHERE {at} >= @rows_from AND {at} < @rows_to"
-            ends = (("rows_from", window.start), ("rows_to", window.end))
-            parameters += tuple((name, kind, _instant(kind, end)) for name, end in ends)
-        return Statement(text, parameters)
+        return self.dry(Statement(select(source), bounds(source, window))).fields
 
     def dry(self, statement: Statement) -> Statement:
         """The same statement with its columns, the bytes that it would process and where it would run."""
@@ -213,7 +130,7 @@ class BigQuery:
             job = self.client.query(
                 statement.text, config, location=self._location, retry=patience(), job_retry=None, timeout=60
             )
-        fields = tuple(_field(each, self._source) for each in job.schema or ())
+        fields = tuple(field_of(each, self._source) for each in job.schema or ())
         return replace(statement, fields=fields, bytes=int(job.total_bytes_processed or 0), location=job.location)
 
     def allow(self, statements: Sequence[Statement]) -> int:
@@ -281,10 +198,10 @@ class BigQuery:
                 return started
         raise DataError(f"the query of {self._source} failed {_TRIES} times in this run", fix="start a new run")
 
-    def rows(self, job: QueryJob, statement: Statement, within: str = "") -> Result:
+    def rows(self, job: QueryJob, statement: Statement, condition: str = "") -> Result:
         """The rows that a job came to; those only that meet a condition."""
         table = job.destination.path.lstrip("/")
-        return Result(self.reader, f"projects/{self.project}", table, within, statement.schema, self.speaking)
+        return Result(self.reader, f"projects/{self.project}", table, condition, statement.schema, self.speaking)
 
     def _export(self, statement: Statement) -> str:
         """Write a query's rows as Parquet files to the store's bucket; the folder, which is gone after `close`."""
@@ -360,56 +277,3 @@ class BigQuery:
     def speaking(self) -> AbstractContextManager[None]:
         """Turn the clients' errors into ours."""
         return speaking(self.connection, str(self._source))
-
-
-def quoted(name: str) -> str:
-    """A name as an identifier of BigQuery, whatever is in it."""
-    return "`" + name.replace("\\", "\\\\").replace("`", "\\`") + "`"
-
-
-def _select(source: SqlSource, instant: datetime | None = None) -> str:
-    if source.table is None:
-        return named(source.select)
-    as_of = f" FOR SYSTEM_TIME AS OF TIMESTAMP '{instant.isoformat(' ')}'" if instant else ""
-    return f"SELECT * FROM {quoted(source.table)}{as_of}"  # noqa: S608
-
-
-def _bounds(source: SqlSource, window: Window | None) -> tuple[tuple[str, str, Any], ...]:
-    """The window's ends as the parameters that the query names itself."""
-    if window is None or not source.names_window:
-        return ()
-    return ("start", "TIMESTAMP", window.start), ("end", "TIMESTAMP", window.end)
-
-
-def _span(windows: Sequence[Window | None]) -> Window:
-    each = [window for window in windows if window is not None]
-    return each[0]._replace(end=each[-1].end)
-
-
-def _instant(kind: str, at: datetime) -> datetime | date:
-    """An end of a window as a value that compares with a column of that type; naive times and dates are in UTC."""
-    if kind == "DATE":
-        # A day is an instant at its midnight: within an hour's window it lies only where the hour is its first.
-        return (at + timedelta(days=1) - timedelta(microseconds=1)).date()
-    return at if kind == "TIMESTAMP" else at.replace(tzinfo=None)
-
-
-def _within(kind: str, time: str, window: Window) -> str:
-    first, last = (_instant(kind, end) for end in (window.start, window.end))
-    return f"{quoted(time)} >= {kind} '{_text(first)}' AND {quoted(time)} < {kind} '{_text(last)}'"
-
-
-def _text(value: datetime | date) -> str:
-    return value.isoformat(" ") if isinstance(value, datetime) else value.isoformat()
-
-
-def _field(column: Any, source: SqlSource | None) -> Field:
-    kind = _SYNONYMS.get(column.field_type, column.field_type)
-    if column.mode == "REPEATED":
-        kind = "ARRAY"
-    if kind not in _ARROW:
-        name = quoted(column.name)
-        text = f"ST_ASTEXT({name})" if kind == "GEOGRAPHY" else f"TO_JSON_STRING({name})"
-        what = f"the column {column.name!r} of {source} is of BigQuery's type {kind}, which no model can use"
-        raise SchemaError(what, fix=f"cast it in a query, {text} AS {name} say, or leave it out")
-    return Field(column.name, kind)

@@ -22,7 +22,8 @@ from airflow_mlops.drift.columns import kind_of
 from airflow_mlops.drift.profile import MOST_CATEGORIES, ColumnProfile, DatasetProfile, Looked, most_frequent
 from airflow_mlops.spec.source import SqlSource
 from airflow_mlops.spec.window import Window
-from airflow_mlops.stages.bigquery import BigQuery, Field, Statement, quoted
+from airflow_mlops.stages.bigquery import BigQuery
+from airflow_mlops.stages.bigquery_statement import Field, Statement, quoted, windowed
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def profile(
         SourceUnreachableError: when BigQuery does not answer.
     """
     fields = [each for each in database.fields(source, window) if each.name not in leave_out or each.name == time]
-    plain = database.windowed(source, fields, time, window)
+    plain = windowed(source, fields, time, window)
     statement = database.dry(replace(plain, text=_statement(plain, fields, time)))
     database.allow([statement])
     rows = database.rows(database.start(statement), statement)

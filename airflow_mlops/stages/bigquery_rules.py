@@ -15,7 +15,8 @@ import pyarrow as pa
 from airflow_mlops.spec.data_schema import CheckRule, DataSchema
 from airflow_mlops.spec.source import SqlSource
 from airflow_mlops.spec.window import Window
-from airflow_mlops.stages.bigquery import BigQuery, Field, quoted
+from airflow_mlops.stages.bigquery import BigQuery
+from airflow_mlops.stages.bigquery_statement import Field, quoted, windowed
 from airflow_mlops.stages.column_facts import ColumnFacts
 from airflow_mlops.stages.row_rules import SHOWN, RowRule, RowRules, short
 from airflow_mlops.stages.tables import type_of
@@ -55,7 +56,7 @@ def validate(
     rules = RowRules(schema.model_copy(update={"checks": compared}), arrow, target)
     breaks = [_broken(rule, compared, arrow) for rule in rules.rules]
     asked = [*_facts(fields), *_counts(rules.rules, breaks)]
-    plain = database.windowed(source, fields, time, window)
+    plain = windowed(source, fields, time, window)
     columns = ",\n  ".join(f"{what} AS {name}" for name, what in asked)
     text = (
         f"WITH rows_of_window AS (\n{plain.text}\n),\n"  # noqa: S608

@@ -226,6 +226,12 @@ def test_what_a_person_sees(tmp_path: Path) -> None:
     assert load_pipeline(tmp_path / "again.yaml") == load_pipeline(tmp_path / "toy.yaml")
 
 
+def test_a_declared_store_is_a_tag_of_every_dag(tmp_path: Path) -> None:
+    google = {"project": "my-project", "region": "europe-west1", "bucket": "my-bucket"}
+    dags = dags_of(tmp_path, google=google)
+    assert all("store:gs://my-bucket/mlops" in dag.tags for dag in dags.values())
+
+
 def test_the_declaration_s_values_reach_the_operators(tmp_path: Path) -> None:
     train = dags_of(
         tmp_path,

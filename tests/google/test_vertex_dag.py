@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import TaskDeferralTimeout
 
-from airflow_mlops.call import Store
+from airflow_mlops.backends import backend_of
+from airflow_mlops.call import Call, Store
 from airflow_mlops.registry.ledger import Ledger
 from tests import toy
 from tests.airflow_fixtures import Airflow, Run
@@ -212,6 +213,52 @@ def test_a_run_that_is_deleted_cancels_its_job(own: Any, airflow: Airflow, verte
     running.until(lambda: len([each for each in vertex.asked if each.query == {"fields": "state"}]) > 2)
     deleted(dag_id, waiting)
     running.until(lambda: states(vertex) == {"extract": "CANCELLED"})
+
+
+def test_a_job_that_nobody_waits_for_is_ended_by_the_next_run(
+    own: Any, airflow: Airflow, vertex: Any, gcs: str
+) -> None:
+    """No triggerer ran when its run was deleted; a run that goes on, and one of the shell, keep their jobs."""
+    dag_id = own()
+    vertex.machines.clear()
+    gone, going = airflow.run(dag_id, triggers=False), airflow.run(dag_id, triggers=False)
+    assert (gone.states, going.states) == ({"extract": "deferred"}, {"extract": "deferred"})
+    backend = backend_of("vertex", GOOGLE)
+    asking = Call(pipeline=airflow.name, stage="train", run="r", store=f"{gcs}/mlops")
+    first, _ = backend.others(asking)  # type: ignore[attr-defined]
+    backend.submit(first.call.model_copy(update={"run": "cli/20240101"}), {})
+    deleted(dag_id, gone)
+
+    airflow.run(dag_id, triggers=False)
+
+    # Those of the run that is gone, of that which goes on, of the shell, and of the last one.
+    ended, *others = vertex.jobs.values()
+    until(lambda: ended.state.name == "JOB_STATE_CANCELLED")
+    assert [job.state.name for job in others] == ["JOB_STATE_PENDING"] * 3
+
+
+def test_a_run_starts_its_job_though_others_cannot_be_looked_for(own: Any, airflow: Airflow, vertex: Any) -> None:
+    vertex.fail("PERMISSION_DENIED", times=1, method="GET", path="hyperparameterTuningJobs$")
+    assert airflow.test(own()).state == "success"
+    assert vertex.requests("GET", "hyperparameterTuningJobs$")
+
+
+def test_a_trigger_that_is_let_in_no_more_leaves_its_job_to_be_waited_for(
+    own: Any, airflow: Airflow, vertex: Any, triggerer: Any
+) -> None:
+    dag_id = own()
+    vertex.machines.clear()
+    waiting = airflow.run(dag_id, triggers=False)
+    vertex.fail("UNAUTHENTICATED", times=2, method="GET", path="customJobs/")
+    running = triggerer()
+    running.until(lambda: airflow.look(_run(dag_id, waiting)).states != {"extract": "deferred"})
+
+    assert airflow.resume(dag_id, waiting, "extract").states == {"extract": "deferred"}, "the worker was let in"
+
+    vertex.machines.set()
+    running.until(lambda: airflow.look(_run(dag_id, waiting)).states != {"extract": "deferred"})
+    run = airflow.resume(dag_id, waiting, "extract")
+    assert (run.state, create_requests(vertex)) == ("success", 1)
 
 
 def test_a_triggerer_rides_out_what_passes_and_another_takes_over(

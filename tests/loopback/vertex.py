@@ -1,7 +1,7 @@
 """Vertex AI's jobs, and Cloud Logging of what they say. A job really runs its command, as a process of this machine.
 
-Images are ignored, machines are not there, and points of a search are drawn at random. A filter of labels is understood
-in the one form that is asked.
+Images are ignored, machines are not there, and points of a search are drawn at random. Filters are understood in
+the two forms that are asked.
 """
 
 from __future__ import annotations
@@ -277,10 +277,14 @@ class VertexService(RestService):
         with self._guard:
             found = [job for name, job in self.jobs.items() if name.startswith(f"{asked.parent}/{kind}/")]
         for condition in asked.filter.split(" AND ") if asked.filter else ():
-            match = re.fullmatch(r'labels\.(\w+)="([\w-]*)"', condition)
-            if match is None:
+            label = re.fullmatch(r'labels\.(\w+)="([\w-]*)"', condition)
+            state = re.fullmatch(r'state!="(JOB_STATE_[A-Z_]+)"', condition)
+            if label is None and (state is None or state[1] not in T.JobState.__members__):
                 raise RefusedError("INVALID_ARGUMENT", f"the stand-in does not understand the filter {condition!r}")
-            found = [job for job in found if job.labels.get(match[1]) == match[2]]
+            if label:
+                found = [job for job in found if job.labels.get(label[1]) == label[2]]
+            elif state:
+                found = [job for job in found if job.state.name != state[1]]
         return found
 
     def _cancel(self, name: str) -> None:

@@ -393,3 +393,49 @@ def test_a_validation_that_is_not_there_is_said(store: Store, admin: Browser, id
     decided(store, "toy", "promotion", "1")
     text = admin.text(f"/dags/toy.train/validations/{identity}", 404)
     assert "No validation report" in text or "There is no such page" in text
+
+
+@pytest.fixture
+def own_store(airflow_home: Path, gcs: str) -> Iterator[Store]:
+    """The store that the pipeline ``kept`` declares for itself, as its DAGs' tag says."""
+    from airflow.models.dag import DagModel, DagTag
+    from airflow.models.dagbundle import DagBundleModel
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.merge(DagBundleModel(name="own-store"))
+        tag = DagTag(name=f"store:{gcs}/mlops", dag_id="kept.train")
+        session.add(DagModel(dag_id="kept.train", bundle_name="own-store", tags=[tag]))
+    yield Store(f"{gcs}/mlops")
+    with create_session() as session:
+        session.delete(session.get(DagModel, "kept.train"))
+
+
+def test_a_store_that_a_pipeline_declares_for_itself_is_shown_beside_the_configured_one(
+    store: Store, own_store: Store, admin: Browser, airflow_app: Any
+) -> None:
+    history(store, "toy")
+    decided(own_store, "kept", "promotion", "4")
+    decided(store, "kept", "promotion", "3")
+
+    listed = admin.text("/")
+    assert "toy" in listed and "kept" in listed and "Version 4 since" in listed
+    assert "Version 3" not in listed, "what lies elsewhere of a pipeline is not its own"
+    assert "version 4" in admin.text("/models/kept")
+    assert "version 4" in admin.text("/dags/kept.train")
+    assert "version 2" in admin.text("/dags/toy.train")
+    identity = validated(own_store, "kept.train/manual__1")
+    assert "<title>" in admin.get(f"/dags/kept.train/validations/{identity}")
+
+
+def test_a_declared_store_that_cannot_be_read_is_told_to_those_whose_it_is(
+    store: Store, own_store: Store, admin: Browser, airflow_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decided(store, "toy", "promotion", "1")
+    bucket = own_store.root.removeprefix("gs://").partition("/")[0]
+    fs = own_store.fs
+    monkeypatch.setattr(type(fs), "ls", lambda *_, **__: (_ for _ in ()).throw(OSError(f"Forbidden: {bucket}")))
+
+    assert "cannot be shown" in admin.text("/") and "roles/storage.objectUser" in admin.text("/")
+    assert "Version 1 since" in admin.text("/")
+    assert bucket not in Browser(airflow_app, "viewer", "toy.train").get("/")
