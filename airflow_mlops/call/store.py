@@ -65,8 +65,11 @@ def reaching(uri: str) -> Iterator[None]:
         # The errors of some clients are no OSErrors.
         if type(error).__module__.partition(".")[0] not in _CLIENTS:
             raise
-        if getattr(error, "code", None) in (401, "401") or "NonRetryable" in type(error).__name__:
+        code = str(getattr(error, "code", ""))
+        if code == "401" or type(error).__name__ == "NonRetryableError":
             raise StoreError(f"{uri} does not let us in: {error}", fix=_LOG_IN) from error
+        if code.startswith("4") and code not in ("408", "429"):
+            raise StoreError(f"{uri} is refused: {error}") from error
         raise StoreUnreachableError(f"{uri} cannot be reached: {type(error).__name__}: {error}") from error
 
 

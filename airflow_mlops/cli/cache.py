@@ -16,7 +16,7 @@ from airflow_mlops.call.wire import Outcome
 from airflow_mlops.cli.run import call_of, choose_window, code_of, registry_of, store_of
 from airflow_mlops.cli.where import choose_declaration
 from airflow_mlops.errors import DeclarationError
-from airflow_mlops.spec import load_declarations, train_plan
+from airflow_mlops.spec import train_plan
 from airflow_mlops.spec.base import parse_duration
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")

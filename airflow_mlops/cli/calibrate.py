@@ -12,7 +12,6 @@ from airflow_mlops.call.source import windows_of
 from airflow_mlops.call.store import Store
 from airflow_mlops.cli.run import choose_window
 from airflow_mlops.cli.where import choose_declaration
-from airflow_mlops.spec import load_declarations
 from airflow_mlops.spec.load import Declaration
 from airflow_mlops.spec.plan import monitor_node
 from airflow_mlops.spec.source import SqlSource

@@ -13,7 +13,7 @@ from airflow_mlops.call.store import Store
 from airflow_mlops.cli.run import choose_window
 from airflow_mlops.cli.where import choose_declaration
 from airflow_mlops.errors import DeclarationError
-from airflow_mlops.spec import Declaration, load_declarations, train_plan
+from airflow_mlops.spec import Declaration, train_plan
 from airflow_mlops.spec.data_schema import load_schema
 from airflow_mlops.spec.source import SqlSource
 from airflow_mlops.spec.stages import Extract

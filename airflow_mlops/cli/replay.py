@@ -24,7 +24,7 @@ from airflow_mlops.cli.where import choose_declaration
 from airflow_mlops.errors import DataNotFoundError, DeclarationError
 from airflow_mlops.registry.advice import Advice, Standing, advise
 from airflow_mlops.registry.replay import Policy, Walk, walk
-from airflow_mlops.spec import Declaration, load_declarations
+from airflow_mlops.spec import Declaration
 from airflow_mlops.spec.load import to_yaml
 from airflow_mlops.spec.metrics import METRICS
 from airflow_mlops.spec.pipeline import DataDrift, Pipeline, Retrain

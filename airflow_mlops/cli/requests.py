@@ -25,9 +25,7 @@ def show(options: argparse.Namespace) -> int:
         return 0
     if not found and options.pipeline not in store.names("ledger"):
         names = ", ".join(sorted({*store.names("requests"), *store.names("ledger")}))
-        raise RegistryError(
-            f"{store.root} knows nothing of {options.pipeline!r}", allowed=names or None, fix=ELSEWHERE
-        )
+        raise RegistryError(f"{store.root} knows nothing of {options.pipeline!r}", allowed=names or None, fix=ELSEWHERE)
     for each in found:
         print("\n".join(_lines(each)))
     if not found:

@@ -31,7 +31,7 @@ from airflow_mlops.errors import CodeError, DataNotFoundError, DeclarationError,
 from airflow_mlops.registry import ModelRegistry
 from airflow_mlops.registry.mlflow_api import mlflow_api
 from airflow_mlops.registry.models import MODEL_DIGEST_TAG
-from airflow_mlops.spec import Declaration, Node, dump_pipeline, load_declarations, train_plan
+from airflow_mlops.spec import Declaration, Node, dump_pipeline, train_plan
 from airflow_mlops.spec.google import VERTEX, Google
 from airflow_mlops.spec.plan import callables_of, carried_by
 from airflow_mlops.spec.source import SqlSource

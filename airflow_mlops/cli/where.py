@@ -17,7 +17,7 @@ from airflow_mlops.spec import Declaration, load_declarations
 from airflow_mlops.spec.environment import VARIABLE
 from airflow_mlops.spec.pipeline import Pipeline
 
-ELSEWHERE = "--store URI, or --file PIPELINE.yaml [--env NAME] where its declaration names google.bucket"
+ELSEWHERE = "--store URI, or --declaration PIPELINE.yaml [--env NAME] of a pipeline that names google.bucket"
 """Where else a model may be."""
 _CONTEXT = "_AIRFLOW_PROCESS_CONTEXT"
 
@@ -31,7 +31,7 @@ def add_model_store(parser: argparse.ArgumentParser) -> None:
     """Let a command be told the store of a model, or the declaration that names it."""
     add_store(parser)
     parser.add_argument(
-        "--file", metavar="PIPELINE.yaml", help="the model's declaration: its google.bucket holds the store"
+        "--declaration", metavar="PIPELINE.yaml", help="the model's declaration: its google.bucket holds the store"
     )
     add_environment(parser)
 
@@ -49,8 +49,8 @@ def add_registry(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--registry",
         metavar="URI",
-        help="MLflow's tracking URI (default: $MLFLOW_TRACKING_URI, else Airflow's connection that --file names, or "
-        "mlflow_default)",
+        help="MLflow's tracking URI (default: $MLFLOW_TRACKING_URI, else Airflow's connection mlflow_default, or that "
+        "of --declaration)",
     )
 
 
@@ -86,7 +86,7 @@ def declared(options: argparse.Namespace, model: str | None) -> Pipeline | None:
     Raises:
         DeclarationError: when the file is wrong, or has no such pipeline.
     """
-    file = getattr(options, "file", None)
+    file = getattr(options, "declaration", None)
     return choose_declaration(file, model, "").pipeline if file else None
 
 
@@ -115,9 +115,7 @@ def require_model(store: Store, model: str) -> None:
     """
     known = known_models(store)
     if model not in known:
-        raise RegistryError(
-            f"{store.root} has no ledger of {model!r}", allowed=", ".join(known) or None, fix=ELSEWHERE
-        )
+        raise RegistryError(f"{store.root} has no ledger of {model!r}", allowed=", ".join(known) or None, fix=ELSEWHERE)
 
 
 def uri_of(options: argparse.Namespace) -> str | None:

@@ -40,6 +40,8 @@ EXPORT_FROM = 8 << 30
 _PRICE = 6.25
 _KEPT = timedelta(hours=23)
 _TRIES = 20
+
+
 class BigQuery:
     """BigQuery through a connection.
 

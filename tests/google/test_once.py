@@ -74,8 +74,9 @@ def receive(id_: str) -> Callable[[Store, str], int]:
 
 
 def received(store: Store) -> list[str]:
-    names = store.names("messages", "p", "s")
-    return sorted(each["id"] for name in names for each in (store.read_json("messages", "p", "s", name) or {})["messages"])
+    place = ("messages", "p", "s")
+    entries = [store.read_json(*place, name) for name in store.names(*place)]
+    return sorted(message["id"] for entry in entries if entry for message in entry["messages"])
 
 
 def dataset(store: Store, me: str) -> ArtifactRef:
@@ -131,7 +132,9 @@ def same(one: Any, other: Any) -> bool:
 
 WRITERS = {
     "a promotion": Writer(
-        promotion, lambda *said: "the champion is another" in said and len({*said}) == 2, lambda s: [len(versions(s))],
+        promotion,
+        lambda *said: "the champion is another" in said and len({*said}) == 2,
+        lambda s: [len(versions(s))],
         ([1], [1]),
     ),
     "a rejection": Writer(rejection, lambda *said: sorted(said) == [1, 2], versions, (["a"], ["a", "b"])),

@@ -57,7 +57,7 @@ def test_the_run_is_carried_to_vertex_ai_and_its_model_is_found_in_the_declared_
     assert len(vertex.jobs) == 3
     capsys.readouterr()
 
-    name, here = world.registry.model, ("--file", prod, "--env", "prod")
+    name, here = world.registry.model, ("--declaration", prod, "--env", "prod")
     assert main(["history", name, *here]) == 0
     assert "promotion  version 1: champion none -> 1" in capsys.readouterr().out
     assert main(["requests", name, *here]) == 0
@@ -71,9 +71,9 @@ def test_the_run_is_carried_to_vertex_ai_and_its_model_is_found_in_the_declared_
 
     # Where a command is not told, it says how to tell it.
     assert main(["history", name, "--store", world.store]) == 1
-    assert "--file PIPELINE.yaml [--env NAME]" in capsys.readouterr().err
+    assert "--declaration PIPELINE.yaml [--env NAME]" in capsys.readouterr().err
     assert main(["requests", name, "--store", world.store]) == 1
-    assert "--file PIPELINE.yaml [--env NAME]" in capsys.readouterr().err
+    assert "--declaration PIPELINE.yaml [--env NAME]" in capsys.readouterr().err
     assert main(["history", f"{name}x", *here]) == 1
     assert f"has no pipeline '{name}x'" in capsys.readouterr().err
 
