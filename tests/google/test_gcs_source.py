@@ -116,7 +116,7 @@ def test_a_pipeline_of_a_bucket_trains_on_its_newest_window_and_judges_the_next_
     assert trained.state == "success", trained.errors
     assert trained.xcom["start", "return_value"]["window"][2] == "2024-02"
 
-    late = threading.Timer(3, put, (gcs, "2024-03.parquet", "2024-03", 400))
+    late = threading.Timer(1.5, put, (gcs, "2024-03.parquet", "2024-03", 400))
     late.start()
     judged = airflow.test("monitor")
     late.join()

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class VertexService(RestService):
     def __init__(self, running: Processes) -> None:
         super().__init__()
         self._running, self._guard = running, threading.RLock()
+        self._numbers = count(4_000_000_000)
         self.environment: dict[str, str] = {}
         """What a job finds on its machine: where services are, and who it is."""
         self.forget()
@@ -158,7 +160,8 @@ class VertexService(RestService):
 
     def _begin(self, parent: str, kind: str, job: Any, run: Any) -> Any:
         with self._guard:
-            job.name = f"{parent}/{kind}/{4_000_000_000 + len(self.jobs)}"
+            # No two tests' jobs are of one name: what one test has left waiting must not end another one's.
+            job.name = f"{parent}/{kind}/{next(self._numbers)}"
             job.state, job.create_time = T.JobState.JOB_STATE_PENDING, datetime.now(UTC)
             self.jobs[job.name], self._at[job.name] = job, _Job()
         threading.Thread(target=self._work, args=(job, self._at[job.name], run), daemon=True).start()
