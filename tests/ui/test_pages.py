@@ -21,6 +21,7 @@ from fastapi.testclient import TestClient
 from airflow_mlops.call import Store
 from airflow_mlops.registry.requests import Request, Requests
 from airflow_mlops.ui.plugin import pages
+from tests.loopback.rest import RestService
 from tests.ui.made import MLFLOW, REPORT, RULES, asked, decided, history, judged, validated
 
 SCRIPT = "<script>alert('x')</script><img src=x onerror=alert(1)>&amp;\"'"
@@ -404,6 +405,7 @@ def own_store(airflow_home: Path, gcs: str) -> Iterator[Store]:
 
     with create_session() as session:
         session.merge(DagBundleModel(name="own-store"))
+        session.flush()
         tag = DagTag(name=f"store:{gcs}/mlops", dag_id="kept.train")
         session.add(DagModel(dag_id="kept.train", bundle_name="own-store", tags=[tag]))
     yield Store(f"{gcs}/mlops")
@@ -431,11 +433,15 @@ def test_a_store_that_a_pipeline_declares_for_itself_is_shown_beside_the_configu
 def test_a_declared_store_that_cannot_be_read_is_told_to_those_whose_it_is(
     store: Store, own_store: Store, admin: Browser, airflow_app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import gcsfs
+
     decided(store, "toy", "promotion", "1")
     bucket = own_store.root.removeprefix("gs://").partition("/")[0]
-    fs = own_store.fs
-    monkeypatch.setattr(type(fs), "ls", lambda *_, **__: (_ for _ in ()).throw(OSError(f"Forbidden: {bucket}")))
-
-    assert "cannot be shown" in admin.text("/") and "roles/storage.objectUser" in admin.text("/")
-    assert "Version 1 since" in admin.text("/")
-    assert bucket not in Browser(airflow_app, "viewer", "toy.train").get("/")
+    with RestService() as closed:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", closed.url)
+        gcsfs.GCSFileSystem.clear_instance_cache()
+        closed.fail("PERMISSION_DENIED", "you do not have storage.objects.list", times=99)
+        told = admin.text("/")
+        assert f"{bucket}/mlops cannot be shown" in told and "roles/storage.objectUser" in told
+        assert "Version 1 since" in told
+        assert bucket not in Browser(airflow_app, "viewer", "toy.train").get("/")
