@@ -32,7 +32,8 @@ from airflow_mlops.registry import ModelRegistry
 from airflow_mlops.registry.mlflow_api import mlflow_api
 from airflow_mlops.registry.models import MODEL_DIGEST_TAG
 from airflow_mlops.spec import Declaration, Node, dump_pipeline, train_plan
-from airflow_mlops.spec.google import VERTEX, Google
+from airflow_mlops.spec.google import VERTEX, Google, out_of_reach
+from airflow_mlops.spec.pipeline import Pipeline
 from airflow_mlops.spec.plan import callables_of, carried_by
 from airflow_mlops.spec.source import SqlSource
 from airflow_mlops.spec.stages import resolve
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace, state: Path) -> int:
     outcomes: dict[str, Outcome] = {}
     try:
         with _aside(options):
-            registry_answers(registry)
+            registry_answers(registry, declaration.pipeline)
             run_plan(
                 declaration,
                 window=window,
@@ -131,12 +132,18 @@ def check(declaration: Declaration, store: Store) -> None:
     store.create_json({"pipeline": declaration.pipeline.name}, "linted", record)
 
 
-def registry_answers(registry: RegistryRef) -> None:
-    """See that the registry's server is there before anything is computed that would go to it.
+def registry_answers(registry: RegistryRef, pipeline: Pipeline) -> None:
+    """See that the registry's server is there, for jobs too, before anything is computed that would go to it.
 
     Raises:
+        DeclarationError: when jobs cannot reach it.
         RegistryError: when it is not, or refuses.
     """
+    jobs = any(
+        node.params.needs_registry and carried_by(pipeline, node.params)[0] == VERTEX for node in train_plan(pipeline)
+    )
+    if jobs and (problem := out_of_reach(registry.uri)):
+        raise DeclarationError([f"{pipeline.name}: {problem}"])
     if registry.uri.startswith(("http://", "https://")):
         mlflow_api(registry.uri).aliases(registry.model)
 

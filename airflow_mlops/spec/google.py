@@ -94,6 +94,16 @@ class Google(Section):
         return f"gs://{self.bucket}/mlops" if self.bucket else None
 
 
+def out_of_reach(registry: str) -> str | None:
+    """What to say of MLflow's tracking URI where no job on Google Cloud reaches it; None where one may."""
+    if not registry.startswith(("sqlite:", "file:", "/")):
+        return None
+    return (
+        f"a job on Vertex AI cannot reach the registry {registry}; try: an MLflow server that jobs reach, in the "
+        "connection, or on the shell by --registry or MLFLOW_TRACKING_URI"
+    )
+
+
 def whole_name(project: str, kind: str, name: str) -> str:
     """The whole name of a topic or subscription, from an id in a project or from itself."""
     return name if "/" in name else f"projects/{project}/{kind}/{name}"

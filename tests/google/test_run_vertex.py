@@ -79,13 +79,21 @@ def test_the_run_is_carried_to_vertex_ai_and_its_model_is_found_in_the_declared_
     assert f"has no pipeline '{name}x'" in capsys.readouterr().err
 
 
-def test_a_registry_on_this_machine_is_refused_before_a_job_is_made_and_the_way_on_keeps_the_environment(
+def test_a_registry_on_this_machine_is_refused_before_anything_runs(
     prod: str, vertex: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", prod, "--env", "prod"]) == 1
     said = capsys.readouterr().err
     assert "a job on Vertex AI cannot reach the registry sqlite:///" in said and "MLFLOW_TRACKING_URI" in said
-    assert stages(vertex) == []
+    assert stages(vertex) == [] and "extract" not in said
+
+
+def test_the_way_on_keeps_the_environment(
+    prod: str, world: World, vertex: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vertex.fail("PERMISSION_DENIED", "no", method="POST", path="customJobs$")
+    assert main(["run", prod, "--env", "prod", "--registry", world.registry.uri]) == 1
+    said = capsys.readouterr().err
     again = shlex.split(said.rstrip().splitlines()[-1])
     assert again[again.index("--env") + 1] == "prod" and "--resume" in again
 

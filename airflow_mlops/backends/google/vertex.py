@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from airflow_mlops.backends.base import TERMINAL, Handle, State
 from airflow_mlops.backends.google import body, tuning
 from airflow_mlops.call.__main__ import error_file
+from airflow_mlops.call.dispatch import STAGES
 from airflow_mlops.call.store import Store, reaching
 from airflow_mlops.call.wire import Call, Outcome
 from airflow_mlops.errors import (
@@ -39,7 +40,7 @@ from airflow_mlops.google import job as runner
 from airflow_mlops.google import secrets as secret_manager
 from airflow_mlops.google.names import PIPELINE_LABEL, label
 from airflow_mlops.google.rest import Rest
-from airflow_mlops.spec.google import Google
+from airflow_mlops.spec.google import Google, out_of_reach
 
 log = logging.getLogger(__name__)
 
@@ -136,13 +137,9 @@ class VertexBackend:
                     "[airflow_mlops] store = gs://BUCKET/mlops"
                 ]
             )
-        if call.registry and call.registry.uri.startswith(("sqlite:", "file:", "/")):
-            raise DeclarationError(
-                [
-                    f"{call.where}: a job on Vertex AI cannot reach the registry {call.registry.uri}; try: an MLflow "
-                    "server that jobs reach, in the connection, or on the shell by --registry or MLFLOW_TRACKING_URI"
-                ]
-            )
+        asks = call.registry is not None and STAGES[call.stage].model_validate(call.params).needs_registry
+        if asks and call.registry and (problem := out_of_reach(call.registry.uri)):
+            raise DeclarationError([f"{call.where}: {problem}"])
         if (there := self.find(call)) is not None and self.status(there) == "running":
             raise BackendError(f"the job {there.job} is there already", fix="find it before submitting")
         name = uuid.uuid4().hex
