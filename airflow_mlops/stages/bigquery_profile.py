@@ -240,7 +240,7 @@ bins AS (
 )"""
 # The bins of a level that is linear around 0, where a bin is as wide as 2 to the power of `below` less than the
 # greatest number's exponent; `depth` is how far a bin's own exponent lies below that. See `drift.bins`.
-_LINEAR = """      WHEN {depth} <= {below} - 8 THEN {size} - ((top - {below} + 8) << 7) + 256
+_LINEAR = """      WHEN {depth} <= {below} - 8 THEN {size} - (top - {below} + 8) * 128 + 256
       WHEN {depth} > {below} THEN 0
       ELSE (128 + ({size} & 127)) >> ({depth} + 7 - {below})"""
 _WORDS = """words AS (

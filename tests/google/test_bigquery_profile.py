@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from airflow_mlops.call.connection import connection_of
@@ -105,6 +105,7 @@ def test_values_over_all_octaves(bigquery: Any) -> None:
         max_size=60,
     )
 )
+@example([(None, 0, None, None)])
 def test_any_rows(bigquery: Any, rows: list[tuple[Any, ...]]) -> None:
     kinds = [pa.float64(), pa.int64(), pa.string(), pa.bool_()]
     columns = zip(*rows, strict=True)
