@@ -13,6 +13,8 @@ DECLARATIONS := $(wildcard dags/*.yaml)
 
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE ?= copy
+# Python may be told to keep no compiled files; then each of some thousand processes would compile all of it anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

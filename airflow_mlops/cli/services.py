@@ -107,9 +107,8 @@ class Services:
             "OMP_WAIT_POLICY": "PASSIVE",
             **(environment or {}),
         }
-        # Python may be told not to keep compiled files; then each of some fifty processes would compile all of it anew.
-        if self.environment.pop("PYTHONDONTWRITEBYTECODE", None):
-            self.environment.setdefault("PYTHONPYCACHEPREFIX", str(self.home / "pycache"))
+        # Python may be told to keep no compiled files; then each of some fifty processes would compile all of it anew.
+        self.environment.pop("PYTHONDONTWRITEBYTECODE", None)
         if warm:
             self.environment |= {
                 "AIRFLOW__SCHEDULER__MP_START_METHOD": "forkserver",
