@@ -257,7 +257,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, cloud: Cloud) -> Iterator[
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "2",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
-        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "15",
         "AIRFLOW_MLOPS_RUNTIMES": str(home / "runtimes"),
         **cloud.environment,
     }
