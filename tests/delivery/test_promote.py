@@ -190,6 +190,7 @@ def test_what_production_does_not_load_is_taken_back_there(two: Two, files: list
     two("release", "promote", "staging", "prod")
     two("deploy", str(files[1]), "--env", "staging")
     two.airflows["prod"].broken["2.0"] = "no connection there"
+    two.airflows["prod"].slow = 2
     told = two("release", "promote", "staging", "prod", code=1)
     assert "Airflow does not load it" in told and "no connection there" in told and "1.0 runs again" in told
     assert (two.runs("prod")[0], two.runs("staging")[0]) == ("1.0", "2.0")

@@ -74,7 +74,7 @@ def test_a_release_is_loaded_and_smoked_and_a_bad_one_leaves_the_old_one_running
     assert done.returncode == 1
     assert "Airflow does not load it" in done.stderr
     assert "No module named 'not_on_this_airflow'" in done.stderr
-    assert "1.0 runs again" in done.stderr
+    assert "1.0 runs again" in done.stderr, done.stderr
     assert release_tag(running) == good
     assert running.airflow("GET", "importErrors")["import_errors"] == []
 
