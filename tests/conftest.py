@@ -62,6 +62,8 @@ TESTS = Path(__file__).parent
 PRODUCTION = "tests/system/test_production.py"
 """It has servers of its own."""
 
+_LONG = ("tests/test_tutorial.py", "tests/serving/", "tests/stages/test_deployment.py", "tests/operators/test_deploy")
+
 
 def _needs_servers(nodeid: str) -> bool:
     return nodeid.startswith(("tests/system/", "tests/ui/test_browser.py")) and not nodeid.startswith(PRODUCTION)
@@ -87,7 +89,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest begins first, so that no process waits for the others at the end."""
-    items.sort(key=lambda item: (not _needs_servers(item.nodeid), not item.nodeid.startswith(PRODUCTION)))
+    items.sort(
+        key=lambda item: (
+            not _needs_servers(item.nodeid),
+            not item.nodeid.startswith(PRODUCTION),
+            not item.nodeid.startswith(_LONG),
+        )
+    )
 
 
 @pytest.hookimpl(trylast=True)

@@ -45,9 +45,9 @@ def test_it_answers_as_batch_prediction_does(served: Served, tmp_path: Path) -> 
     assert np.allclose(reply.body["probabilities"]["0"], 1 - np.array(wanted["probability"]), atol=1e-15)
 
 
-def test_every_form_of_the_protocol_gets_the_same_answer(served: Served) -> None:
+def test_every_form_of_the_protocol_gets_the_same_answer(served_once: Served) -> None:
     table = toy.rows("2024-03", 5).drop_columns(["y", "id", "at"])
-    wanted = served.predict(table).body
+    wanted = served_once.predict(table).body
     records = table.to_pylist()
     columns = {name: table[name].to_pylist() for name in table.column_names}
     for body in (
@@ -57,18 +57,18 @@ def test_every_form_of_the_protocol_gets_the_same_answer(served: Served) -> None
         {"inputs": records},
         {"dataframe_split": {**json.loads(payload(table))["dataframe_split"], "index": [3, 4, 5, 6, 7]}},
     ):
-        assert served.ask("POST", "/invocations", json.dumps(body), content_type=JSON).body == wanted
+        assert served_once.ask("POST", "/invocations", json.dumps(body), content_type=JSON).body == wanted
     lines = [",".join(table.column_names)]
     for record in records:
         lines.append(",".join("" if value is None else str(value) for value in record.values()))
-    assert served.ask("POST", "/invocations", "\n".join(lines), content_type="text/csv").body == wanted
+    assert served_once.ask("POST", "/invocations", "\n".join(lines), content_type="text/csv").body == wanted
 
 
-def test_mlflow_s_own_client_asks_it(served: Served) -> None:
+def test_mlflow_s_own_client_asks_it(served_once: Served) -> None:
     from mlflow.deployments.openai import OpenAIDeploymentClient  # noqa: F401 - what serves is found by its own package
     from mlflow.pyfunc.scoring_server.client import ScoringServerClient
 
-    parts = served.url.rpartition(":")
+    parts = served_once.url.rpartition(":")
     client = ScoringServerClient(host=parts[0].removeprefix("http://"), port=parts[2])
     client.wait_server_ready(timeout=10)
     frame = toy.rows("2024-03", 5).to_pandas().drop(columns=["y", "at"])
