@@ -30,7 +30,7 @@ class Standin:
         self.late = 0
         """How often it is still asked before it has all files of a release."""
         self.slow = 0
-        """How often it still tells the error of a release that the pointer has left, in a traceback of today's lines."""
+        """How often it still tells the error of a release that the pointer has left, in a traceback of new lines."""
         self._told = ""
         self.runs: list[tuple[str, dict[str, Any]]] = []
         """The runs that were asked for: DAG and params."""
