@@ -23,7 +23,7 @@ JOBS = 200
 POLL = 10.0
 """As operators look by default."""
 _TRIGGER = "airflow_mlops.triggers.job.JobTrigger"
-_GOOGLE = {"project": "p", "region": "us-central1", "image": "europe-docker.pkg.dev/p/r/stage:1"}
+_GOOGLE = {"project": "benchmark", "region": "us-central1", "image": "europe-docker.pkg.dev/benchmark/r/stage:1"}
 _BLOCKED = "async thread was blocked"
 
 
@@ -77,7 +77,7 @@ def _defer(services: Services, home: Path, count: int, first: int = 0) -> None:
     made = []
     for number in range(first, first + count):
         call = Call(pipeline="p", stage="train", run=f"p.train/run-{number}", store="gs://bucket/mlops")
-        job = f"projects/p/locations/us-central1/customJobs/{number}"
+        job = f"projects/benchmark/locations/us-central1/customJobs/{number}"
         handle = Handle(backend="vertex", job=job, call=call).model_dump(mode="json")
         made.append(
             {
