@@ -40,8 +40,8 @@ class JobTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look at the job until it has ended."""
-        backend = backend_of(self.backend, self.options)
-        handle = Handle.model_validate(self.handle)
+        # Hundreds may begin at once, and the loop is everybody's.
+        backend, handle = await asyncio.to_thread(_made, self.backend, self.options, self.handle)
         # The first look comes late on purpose: a task that is resumed before the executor has taken note of its
         # deferral is failed by the scheduler.
         while True:
@@ -60,8 +60,12 @@ class JobTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """Cancel the job when a person clears or marks the task."""
-        backend = backend_of(self.backend, self.options)
-        await asyncio.to_thread(_cancel, backend, Handle.model_validate(self.handle))
+        backend, handle = await asyncio.to_thread(_made, self.backend, self.options, self.handle)
+        await asyncio.to_thread(_cancel, backend, handle)
+
+
+def _made(name: str, options: dict[str, Any], handle: dict[str, Any]) -> tuple[Backend, Handle]:
+    return backend_of(name, options), Handle.model_validate(handle)
 
 
 def _look(backend: Backend, handle: Handle) -> State:
