@@ -231,6 +231,8 @@ class MlflowRest:
         count = 0
         for each in self._send("GET", url, what, params={"path": path}).get("files", []):
             name = each["path"].rpartition("/")[2]
+            if name in ("", ".", ".."):
+                raise RegistryError(f"{what}: MLflow names a file of it {each['path']!r}, and no file can be called so")
             if each.get("is_dir"):
                 count += self._bring_folder(f"{path}/{name}", target / name, what)
             else:
