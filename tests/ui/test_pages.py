@@ -15,11 +15,15 @@ from typing import Any
 import pytest
 from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+from airflow.models.dag import DagTag
+from airflow.utils.session import create_session
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from sqlalchemy import delete
 
 from airflow_mlops.call import Store
 from airflow_mlops.registry.requests import Request, Requests
+from airflow_mlops.spec.google import STORE_TAG
 from airflow_mlops.ui.plugin import pages
 from tests.loopback.rest import RestService
 from tests.ui.made import MLFLOW, REPORT, RULES, asked, decided, history, judged, validated
@@ -49,7 +53,10 @@ def airflow_app(airflow_home: Path) -> Iterator[Any]:
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(airflow_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The configured store, in an Airflow where no DAG of another test names a store of its own."""
+    with create_session() as session:
+        session.execute(delete(DagTag).where(DagTag.name.startswith(STORE_TAG)))
     root = str(tmp_path / "store")
     monkeypatch.setenv("AIRFLOW__AIRFLOW_MLOPS__STORE", root)
     monkeypatch.delenv("AIRFLOW_CONN_MLFLOW_DEFAULT", raising=False)
