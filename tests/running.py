@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -22,6 +24,14 @@ from airflow_mlops import load_dags
 
 load_dags("toys/*.yaml", globals())
 '''
+
+IMPATIENT = """
+# Jobs and trials take seconds here.
+for dag in [value for value in globals().values() if hasattr(value, "task_dict")]:
+    for task in dag.tasks:
+        if hasattr(task, "poll_interval"):
+            task.poll_interval = 2.0
+"""
 
 
 SLOW = '''"""Trains, but takes a minute the first time it is asked, for whoever wants to kill it."""
@@ -150,7 +160,7 @@ def toy_declaration(name: str, **sections: object) -> dict[str, object]:
         "train": {"estimator": "sklearn.linear_model.LogisticRegression"},
         "evaluate": {"plots": False},
         "validate_model": {"versus_champion": {"min_rows": 50}},
-        "monitor": {"schedule": "@continuous", "poll": "2s", "data_drift": {"min_effect": 0.5}},
+        "monitor": {},
         # Months pass in seconds here.
         "retrain": {"cooldown": "0s", "max_per_week": None},
         "retries": 1,
@@ -160,7 +170,7 @@ def toy_declaration(name: str, **sections: object) -> dict[str, object]:
 
 
 TOYS = ("loop", "burst", "failing", "killed", "tuned", "shown", "asking")
-QUIET = {"schedule": "@monthly", "monitor": {}, "validate_model": {"versus_champion": None}}
+QUIET = {"schedule": "@monthly", "validate_model": {"versus_champion": None}}
 """Nothing of these pipelines runs by itself within a test, and whatever they train passes its gate."""
 FLEETS: dict[str, dict[str, object]] = {
     "past": {**QUIET, "for_each": {"kind": ["held", "told"]}},
@@ -204,6 +214,11 @@ def cloudy_declaration(bucket: str, subscription: str) -> dict[str, object]:
     }
 
 
+def thinned(rows: pa.Table, count: int) -> pa.Table:
+    """So many rows of a table, or a few more, evenly over all of it."""
+    return rows.take(list(range(0, rows.num_rows, rows.num_rows // count)))
+
+
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory, cloud: Cloud) -> Iterator[Services]:
     """The servers, with the repository's example DAGs and the toy pipelines in their DAGs folder."""
@@ -211,12 +226,16 @@ def running(tmp_path_factory: pytest.TempPathFactory, cloud: Cloud) -> Iterator[
     dags = home / "dags"
     shutil.copytree(REPOSITORY / "dags", dags, ignore=shutil.ignore_patterns("__pycache__"))
     for file in (dags / "flights" / "data").glob("2013-*.parquet"):
-        if file.stem not in ("2013-01", "2013-02"):
+        if file.stem in ("2013-01", "2013-02"):
+            pq.write_table(thinned(pq.read_table(file), 5000), file)
+        else:
             file.unlink()
     (dags / "toys").mkdir()
     (dags / "toys" / "slow.py").write_text(SLOW)
     (dags / "toys" / "waiting.py").write_text(WAITING)
     special: dict[str, dict[str, object]] = {
+        # The one that is watched: a run that waits is looked at whenever the scheduler looks at all.
+        "loop": {"monitor": {"schedule": "@continuous", "poll": "2s", "data_drift": {"min_effect": 0.5}}},
         "killed": {"train": {"function": "slow:fit", "params": {"marker": str(home / "asked")}}},
         "tuned": {
             "train": {"function": "waiting:fit", "params": {"folder": str(home / "waiting")}},
@@ -248,7 +267,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, cloud: Cloud) -> Iterator[
     _, messages = cloud.pubsub.make(CLOUDY)
     (dags / f"{CLOUDY}.yaml").write_text(yaml.safe_dump(cloudy_declaration(cloud.bucket, messages)))
     (dags / "toy_dags.py").write_text(LOADER)
-    (dags / "cloudy_dags.py").write_text(LOADER.replace("toys/*", CLOUDY))
+    (dags / "cloudy_dags.py").write_text(LOADER.replace("toys/*", CLOUDY) + IMPATIENT)
     (dags / "storm_dags.py").write_text(STORM)
     # A task whose worker was killed is noticed by its heartbeat; the default of five minutes is for real clusters.
     environment = {
@@ -258,6 +277,8 @@ def running(tmp_path_factory: pytest.TempPathFactory, cloud: Cloud) -> Iterator[
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "15",
+        # What has not changed is not parsed again; what has is, whenever the folder is looked at.
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
         "AIRFLOW_MLOPS_RUNTIMES": str(home / "runtimes"),
         **cloud.environment,
     }

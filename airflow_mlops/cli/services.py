@@ -198,12 +198,14 @@ class Services:
         Raises:
             ServiceError: when a server ends, or the time is over.
         """
-        until = time.monotonic() + seconds
+        until, pause = time.monotonic() + seconds, 0.2
         while not ready():
             self.check()
             if time.monotonic() > until:
                 raise ServiceError(f"{name} was not ready after {seconds:.0f} s:\n{self.tail(name)}")
-            time.sleep(0.3)
+            time.sleep(pause)
+            # Who waits for long asks less often: an answer costs the api-server some 20 ms of CPU.
+            pause = min(1.0, pause * 1.2)
 
     def check(self) -> None:
         """See that every server goes on.

@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from airflow_mlops.errors import ModelNotFoundError, RegistryError, RegistryUnreachableError
 from airflow_mlops.registry.mlflow_api import MlflowApi, Version, mlflow_api, pointed_at
 from tests.conftest import free_port
+from tests.loopback.rest import Asked, RestService, route
 
 
 @pytest.fixture(scope="module", params=["rest", "sqlite"])
@@ -238,3 +240,26 @@ def test_a_number_that_is_none_is_not_taken_for_a_server_that_is_down(mlflow_ser
 def test_a_tracking_uri_that_cannot_be_used_is_said(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="cannot be used"):
         mlflow_api(f"nonsense-{uuid.uuid4().hex}://{tmp_path}").experiment_id("e")
+
+
+class Hostile(RestService):
+    """An MLflow server that names a folder of a model ``..``, with a file in it."""
+
+    @route("GET", "api/2.0/mlflow/logged-models/{model}")
+    def model(self, asked: Asked, model: str) -> Any:
+        return {"model": {"info": {"artifact_uri": "mlflow-artifacts:/m"}}}
+
+    @route("GET", "api/2.0/mlflow-artifacts/artifacts")
+    def listing(self, asked: Asked) -> Any:
+        above = asked.query["path"].endswith("/..")
+        return {"files": [{"path": "m/../beside"} if above else {"path": "m/..", "is_dir": True}]}
+
+    @route("GET", "api/2.0/mlflow-artifacts/artifacts/{path=**}")
+    def content(self, asked: Asked, path: str) -> Any:
+        return {"written": "where nobody asked for it"}
+
+
+def test_nothing_is_written_beside_the_folder_whatever_a_server_calls_its_files(tmp_path: Path) -> None:
+    with Hostile() as server, pytest.raises(RegistryError, match=r"names a file of it 'm/\.\.'"):
+        mlflow_api(server.url).fetch_model("models:/m-1", tmp_path / "model")
+    assert list(tmp_path.rglob("beside")) == []

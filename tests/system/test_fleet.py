@@ -139,8 +139,10 @@ def test_a_pool_holds_its_limit_and_who_came_first_goes_first(running: Services)
     runs = {dag_id: next(iter(states(running, dag_id))) for dag_id in dag_ids}
 
     def trainings() -> dict[str, Any]:
-        path = "dags/{}/dagRuns/{}/taskInstances/train"
-        return {dag_id: running.airflow("GET", path.format(dag_id, run)) for dag_id, run in runs.items()}
+        found = running.airflow(
+            "POST", "dags/~/dagRuns/~/taskInstances/list", {"dag_ids": dag_ids, "task_ids": ["train"]}
+        )
+        return {each["dag_id"]: each for each in found["task_instances"] if each["dag_run_id"] == runs[each["dag_id"]]}
 
     until(running, lambda: all(each["state"] == "scheduled" for each in trainings().values()))
     resize(running, 2)
@@ -163,5 +165,6 @@ def test_a_pool_holds_its_limit_and_who_came_first_goes_first(running: Services)
     assert max(at_once) == 2
     turns = sorted(dag_ids, key=lambda dag_id: moments[dag_id][0])
     assert [set(turns[:2]), set(turns[2:4]), turns[4:]] == [set(dag_ids[:2]), set(dag_ids[2:4]), dag_ids[4:]]
-    until(running, lambda: all(states(running, dag_id)[run] in ENDED for dag_id, run in runs.items()))
-    assert {states(running, dag_id)[run] for dag_id, run in runs.items()} == {"success"}
+    # What comes after the training is nobody's question here.
+    for dag_id, run in runs.items():
+        running.airflow("DELETE", f"dags/{dag_id}/dagRuns/{run}")

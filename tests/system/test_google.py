@@ -11,6 +11,7 @@ import threading
 import urllib.request
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -21,7 +22,7 @@ from airflow_mlops.registry.requests import Requests
 from airflow_mlops.registry.verdicts import Verdicts
 from tests.loopback.cloud import Cloud
 from tests.loopback.pubsub import PROJECT
-from tests.running import CLOUDY, REPOSITORY
+from tests.running import CLOUDY, REPOSITORY, thinned
 from tests.system.test_loop import ENDED, parsed, states, until
 
 ROWS = 2500
@@ -37,14 +38,11 @@ def seen(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def load(cloud: Cloud, *months: str) -> None:
-    import pyarrow as pa
-
-    files = [REPOSITORY / "dags" / "flights" / "data" / f"{month}.parquet" for month in months]
-    cloud.bigquery.load(TABLE, pa.concat_tables([_thinned(pq.read_table(file)) for file in files]))
+    cloud.bigquery.load(TABLE, pa.concat_tables([flights(month) for month in months]))
 
 
-def _thinned(rows: Any) -> Any:
-    return rows.take(list(range(0, rows.num_rows, rows.num_rows // ROWS)))
+def flights(month: str) -> pa.Table:
+    return thinned(pq.read_table(REPOSITORY / "dags" / "flights" / "data" / f"{month}.parquet"), ROWS)
 
 
 def run_to_its_end(running: Services, dag_id: str, window: str) -> str:
@@ -70,7 +68,7 @@ class Traffic:
         self.thread = threading.Thread(target=self._ask, daemon=True)
 
     def _ask(self) -> None:
-        while not self.over.wait(0.05):
+        while not self.over.wait(0.2):
             request = urllib.request.Request(self.url, self.body, {"Content-Type": "application/json"})
             try:
                 with urllib.request.urlopen(request, timeout=60) as answer:
@@ -111,7 +109,7 @@ def test_from_bigquery_to_a_champion_that_a_message_retrains(running: Services, 
     assert verdict["status"] == "drift"
     assert cloud.bigquery.sent == sent
 
-    rows = _thinned(pq.read_table(REPOSITORY / "dags" / "flights" / "data" / "2013-07.parquet")).slice(0, 2)
+    rows = flights("2013-07").slice(0, 2)
     columns = [name for name in rows.column_names if name != "late"]
     asked = {
         "dataframe_split": {
