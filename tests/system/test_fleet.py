@@ -167,4 +167,4 @@ def test_a_pool_holds_its_limit_and_who_came_first_goes_first(running: Services)
     assert [set(turns[:2]), set(turns[2:4]), turns[4:]] == [set(dag_ids[:2]), set(dag_ids[2:4]), dag_ids[4:]]
     # What comes after the training is nobody's question here.
     for dag_id, run in runs.items():
-        running.airflow("DELETE", f"dags/{dag_id}/dagRuns/{run}")
+        running.airflow("PATCH", f"dags/{dag_id}/dagRuns/{run}", {"state": "failed"})
