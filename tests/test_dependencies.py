@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -32,9 +33,33 @@ MODULES = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_dependency_imports(name: str) -> None:
-    module = MODULES.get(name, name.replace("-", "_"))
-    command = [sys.executable, "-W", "ignore", "-c", f"import {module}"]
+def module_of(name: str) -> str:
+    """The module that is imported for a dependency."""
+    return MODULES.get(name, name.replace("-", "_"))
+
+
+IMPORT = """
+import importlib, json, sys, traceback
+broken = {}
+for module in sys.argv[1:]:
+    try:
+        importlib.import_module(module)
+    except Exception:
+        broken[module] = traceback.format_exc()
+print(json.dumps(broken))
+"""
+
+
+@pytest.fixture(scope="module")
+def broken() -> dict[str, str]:
+    """The tracebacks of what does not import, all of it tried in one process."""
+    command = [sys.executable, "-W", "ignore", "-c", IMPORT, *map(module_of, NAMES)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_dependency_imports(broken: dict[str, str], name: str) -> None:
+    assert broken.get(module_of(name)) is None
