@@ -89,12 +89,21 @@ class Native(Services):
         dags: the DAGs folder.
         settings: further environment variables of every service.
         workers: how many Celery workers.
+        variables: what `docker/.env` would say.
 
     Raises:
         NoRedisError: when this machine has no Redis.
     """
 
-    def __init__(self, home: Path, dags: Path, *, settings: Mapping[str, str] | None = None, workers: int = 2) -> None:
+    def __init__(
+        self,
+        home: Path,
+        dags: Path,
+        *,
+        settings: Mapping[str, str] | None = None,
+        workers: int = 2,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(home, dags)
         self.workers = [f"{WORKER}-{number}" for number in range(1, workers + 1)]
         self._redis = redis_binaries()
@@ -109,6 +118,7 @@ class Native(Services):
                 "DAGS_FOLDER": str(self.dags),
                 "AIRFLOW_PORT": str(self._ports["airflow-api-server"]),
                 "MLFLOW_PORT": str(self._ports["mlflow"]),
+                **(variables or {}),
             }
         )
         self._postgres: Any = None
