@@ -12,6 +12,7 @@ from airflow_mlops.backends import Handle
 from airflow_mlops.call import Call, Store
 from airflow_mlops.registry.ledger import Ledger
 from tests import toy
+from tests.forked import AIRFLOW, printed
 from tests.toy import finish, start
 
 HEAVY = (
@@ -38,8 +39,7 @@ HEAVY = (
 )
 
 PARSE = """
-import json, runpy, sys
-import airflow.sdk
+import json, sys
 from airflow.dag_processing import dagbag
 before = set(sys.modules)
 bag = dagbag.DagBag(sys.argv[1], safe_mode=True)
@@ -121,13 +121,13 @@ def test_a_dag_file_loads_nothing_heavy(tmp_path: Path, text: str, dags: list[st
     (tmp_path / "vertex.yml").write_text(on_vertex)
     (tmp_path / "dag_file.py").write_text(text)
 
-    found = finish(start(PARSE, str(tmp_path), " ".join(HEAVY)))
+    found = printed(PARSE, str(tmp_path), " ".join(HEAVY), libraries=AIRFLOW)
 
     assert found == {"dags": dags, "heavy": []}
 
 
 def test_the_light_half_loads_nothing_heavy() -> None:
-    assert finish(start(ALONE, " ".join(HEAVY))) == {"heavy": []}
+    assert printed(ALONE, " ".join(HEAVY), libraries=AIRFLOW) == {"heavy": []}
 
 
 POLL = """
@@ -160,7 +160,7 @@ def test_a_poll_loads_nothing_heavy_and_never_evidently(tmp_path: Path) -> None:
         {**every, "sensor": "prediction_drift", "predictions": said},
         {**every, "sensor": "performance", "predictions": said, "labels": f"{tmp_path}/labels/{{window}}.parquet"},
     ]
-    assert finish(start(POLL, json.dumps(waiting), " ".join(HEAVY))) == ["2024-02"] * 3
+    assert printed(POLL, json.dumps(waiting), " ".join(HEAVY), libraries=AIRFLOW) == ["2024-02"] * 3
 
 
 LOOK = """
@@ -191,7 +191,7 @@ def test_a_look_at_a_job_loads_no_client_of_vertex(vertex: Any, gcs: str) -> Non
     hook = ("google.auth", "google.cloud", "google.api_core", "grpc")
     clients = " ".join(name for name in HEAVY if name not in hook)
     clients += " google.cloud.aiplatform google.cloud.logging google.cloud.storage vertexai"
-    assert finish(start(LOOK, json.dumps(arguments), clients)) == ["fired"]
+    assert printed(LOOK, json.dumps(arguments), clients, libraries=AIRFLOW) == ["fired"]
     assert len(vertex.requests("GET", "customJobs/1")) == 1
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from airflow_mlops.call.store import digest_of_file
 
@@ -39,29 +38,17 @@ def loaded(*modules: str) -> set[str]:
     return HEAVY & set(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split())
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "airflow_mlops",
-        "airflow_mlops.spec",
-        "airflow_mlops.spec.wiring",
-        "airflow_mlops.call",
-        "airflow_mlops.call.dispatch",
-        "airflow_mlops.call.source",
-        "airflow_mlops.registry",
-    ],
-)
-def test_the_light_half_loads_nothing_heavy(module: str) -> None:
-    assert loaded(module) == set()
+def test_the_light_half_loads_nothing_heavy() -> None:
+    light = ("spec", "spec.wiring", "call", "call.dispatch", "call.source", "registry")
+    assert loaded("airflow_mlops", *(f"airflow_mlops.{module}" for module in light)) == set()
 
 
 def test_the_heavy_half_would_be_seen() -> None:
     assert "pandas" in loaded("airflow_mlops.stages.rows")
 
 
-@pytest.mark.parametrize("stage", ["extract", "validate_data"])
-def test_stages_that_look_at_arrow_columns_load_no_pandas(stage: str) -> None:
-    assert loaded(f"airflow_mlops.stages.{stage}") == {"numpy", "pyarrow"}
+def test_stages_that_look_at_arrow_columns_load_no_pandas() -> None:
+    assert loaded("airflow_mlops.stages.extract", "airflow_mlops.stages.validate_data") == {"numpy", "pyarrow"}
 
 
 def test_what_reads_models_needs_no_client_of_mlflow() -> None:
@@ -70,9 +57,8 @@ def test_what_reads_models_needs_no_client_of_mlflow() -> None:
     assert "mlflow" not in loaded(*(f"airflow_mlops.{module}" for module in modules))
 
 
-@pytest.mark.parametrize("stage", ["register", "validate_model", "promote"])
-def test_stages_that_speak_to_the_registry_load_nothing_heavy(stage: str) -> None:
-    assert loaded(f"airflow_mlops.stages.{stage}") == set()
+def test_stages_that_speak_to_the_registry_load_nothing_heavy() -> None:
+    assert loaded(*(f"airflow_mlops.stages.{stage}" for stage in ("register", "validate_model", "promote"))) == set()
 
 
 def test_reading_a_table_loads_no_pandas_and_makes_no_columns_of_its_path(tmp_path: Path) -> None:

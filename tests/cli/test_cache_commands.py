@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests import toy
-from tests.cli.forked import command
+from tests.forked import command
 from tests.toy import World
 
 FEATURES = "def build(rows):\n    return rows[['amount', 'member']]\n"

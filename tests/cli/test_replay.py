@@ -24,6 +24,7 @@ from airflow_mlops.registry.verdicts import Verdicts
 from airflow_mlops.spec import Declaration, load_declarations
 from airflow_mlops.spec.pipeline import DataDrift
 from tests import toy
+from tests.forked import CLI, printed
 from tests.toy import World
 
 KEYS = ("2024-01", "2024-02", "2024-03", "2024-04", "2024-05")
@@ -66,21 +67,23 @@ class Replayed(NamedTuple):
 def replayed(tmp_path_factory: pytest.TempPathFactory) -> Replayed:
     folder = tmp_path_factory.mktemp("replayed")
     history(folder)
-    code = (
-        "import sys\nfrom airflow_mlops.cli import main\ncode = main(sys.argv[1:])\n"
-        "print('airflow' in sys.modules, file=sys.stderr)\nsys.exit(code)"
-    )
+    code = """
+import contextlib, io, json, sys
+from airflow_mlops.cli import main
+with contextlib.redirect_stdout(io.StringIO()) as out:
+    assert main(sys.argv[1:]) == 0
+print(json.dumps([json.loads(out.getvalue()), "airflow" in sys.modules]))
+"""
     # Nobody listens there: whoever asks the team's registry fails.
-    process = toy.start(code, *WORDS, "--json", cwd=folder, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
+    tracking = "http://127.0.0.1:9"
+    first, airflow = printed(code, *WORDS, "--json", libraries=CLI, cwd=folder, MLFLOW_TRACKING_URI=tracking)
     again = run_here(folder, *WORDS, "--json")
     assert again[0] == 0
     history(folder, retrain={"mode": "observe"}, monitor={"schedule": None})
     (folder / "data" / "2024-04.parquet").unlink()
     changed = run_here(folder, *WORDS, "--no-evidently")
     assert changed[0] == 0
-    return Replayed(folder, json.loads(out), json.loads(again[1]), changed[1], err.splitlines()[-1] == "True")
+    return Replayed(folder, first, json.loads(again[1]), changed[1], airflow)
 
 
 def by_name(found: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests import toy
-from tests.cli.forked import command
+from tests.forked import command
 
 FEATURES = """
 def build(rows):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tests import toy
-from tests.cli.forked import command
+from tests.forked import command
 from tests.toy import World
 
 

@@ -15,6 +15,7 @@ from airflow_mlops.delivery.build import build
 from airflow_mlops.delivery.places import StorePlace
 from airflow_mlops.delivery.release import deploy
 from tests.delivery.made import project
+from tests.forked import AIRFLOW, printed
 
 OVERLAYS = {"staging": {"owner": "dev", "retrain": {"mode": "observe"}}, "prod": {"owner": "ops"}}
 PARSE = """
@@ -70,23 +71,21 @@ def test_releases_and_overlays_are_compared(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_airflow_finds_the_release_that_the_pointer_names_and_no_other(tmp_path: Path) -> None:
-    from tests.toy import finish, start
-
     environments(tmp_path)
     one = project(tmp_path / "one", environments=OVERLAYS)
     two = project(tmp_path / "two", environments=OVERLAYS, tags=["new"])
     # A DAG file of the team's own is one that Airflow would also find where it lies.
     (tmp_path / "one" / "team.py").write_text(TEAM)
     put(tmp_path, "staging", one, "1.0", str(tmp_path / "one" / "team.py"))
-    said = finish(start(PARSE, str(tmp_path / "staging")))
-    assert {name.partition(".")[0] for name in said["tags"]} == {"churn"}
+    told = printed(PARSE, str(tmp_path / "staging"), libraries=AIRFLOW)
+    assert {name.partition(".")[0] for name in told["tags"]} == {"churn"}
     release = put(tmp_path, "staging", two, "2.0")
-    said = finish(start(PARSE, str(tmp_path / "staging")))
-    assert said["errors"] == []
-    assert said["tags"]["churn.train"] == [f"release:{release}"]
-    assert set(map(tuple, said["tags"].values())) == {(f"release:{release}",)}
-    assert said["owner"] == ["dev"]
+    told = printed(PARSE, str(tmp_path / "staging"), libraries=AIRFLOW)
+    assert told["errors"] == []
+    assert told["tags"]["churn.train"] == [f"release:{release}"]
+    assert set(map(tuple, told["tags"].values())) == {(f"release:{release}",)}
+    assert told["owner"] == ["dev"]
 
-    other = finish(start(PARSE, str(tmp_path / "staging"), AIRFLOW__AIRFLOW_MLOPS__ENVIRONMENT="prod"))
+    other = printed(PARSE, str(tmp_path / "staging"), libraries=AIRFLOW, AIRFLOW__AIRFLOW_MLOPS__ENVIRONMENT="prod")
     assert "was deployed to 'staging', and this Airflow is 'prod'" in other["errors"][0]
     assert release in other["errors"][0]
