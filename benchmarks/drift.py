@@ -120,7 +120,7 @@ finish(cpu=time.process_time() - started)
 def measure(table: Table, home: Path, rows: int, many: int) -> None:
     """Compare with Evidently on so many rows, and pass over ``many`` in `FILES` files where that is not 0."""
     home.mkdir(parents=True, exist_ok=True)
-    environment = compiled(home / "cache", PYTHONPATH=str(Path(__file__).parents[1]))
+    environment = compiled(None, PYTHONPATH=str(Path(__file__).parents[1]))
 
     def work(code: str, *arguments: Any) -> dict[str, Any]:
         _, printed = python("-c", code, *map(str, arguments), environment=environment)

@@ -46,9 +46,16 @@ def command(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedP
     return _run(CLI, "airflow-mlops", *words, cwd=cwd, **environment)
 
 
-def printed(code: str, *words: str, libraries: tuple[str, ...], cwd: Path = ROOT, **environment: str) -> Any:
-    """Run code where these libraries are loaded and nothing else; what it has printed as JSON in its last line."""
-    done = _run(libraries, "python", "-c", code, *words, cwd=cwd, **environment)
+def python(
+    *words: str, libraries: tuple[str, ...] = CLI, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python`` where these libraries are loaded and nothing else, to its end."""
+    return _run(libraries, "python", *words, cwd=cwd, **environment)
+
+
+def printed(code: str, *words: str, libraries: tuple[str, ...] = CLI, cwd: Path = ROOT, **environment: str) -> Any:
+    """What code prints as JSON in its last line, where these libraries are loaded and nothing else."""
+    done = python("-c", code, *words, libraries=libraries, cwd=cwd, **environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

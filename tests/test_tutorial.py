@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ import pytest
 
 from airflow_mlops.delivery.places import StorePlace
 from tests.conftest import free_port
+from tests.forked import commands
 from tests.loopback.airflow import airflow_of
 
 # All of it is run before the first step is looked at, beside whatever else this machine does.
@@ -69,14 +69,16 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str]]:
 
 def said_in(folder: Path, ports: dict[str, str]) -> list[tuple[int, str]]:
     """Run the commands, with ports that are free in place of those that they name."""
-    commands = "".join(f"{step.command}\ncode=$?; echo; echo '{_END}' $code\n" for step in steps())
+    script = "".join(f"{step.command}\ncode=$?; echo; echo '{_END}' $code\n" for step in steps())
     for port, free in ports.items():
-        commands = commands.replace(port, free)
-    (folder / "commands").write_text(commands)
+        script = script.replace(port, free)
+    (folder / "commands").write_text(script)
     outside = ("MLFLOW_TRACKING_URI", "AIRFLOW_HOME")
     environment = {name: value for name, value in os.environ.items() if name not in outside}
     environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # consumers that nothing here has work for
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment["MLFLOW_WORKERS"] = "1"  # for one who asks
+    (folder / "bin").mkdir()
+    environment["PATH"] = commands(folder / "bin")
     with (folder / "output").open("w+") as output:
         shell = subprocess.Popen(
             ["bash", "commands"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,13 +18,11 @@ from airflow_mlops.call.code import snapshot
 from airflow_mlops.spec.window import parse_key
 from tests.call.made import call
 from tests.conftest import free_port
+from tests.forked import python
 
 
 def runner(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "airflow_mlops.call", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120, check=False
-    )
+    return python("-m", "airflow_mlops.call", *map(str, arguments), **environment)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import yaml
 
 from airflow_mlops.spec import load_schema
 from tests import toy
-from tests.forked import CLI, command, printed
+from tests.forked import command, printed
 from tests.toy import World
 
 COLUMNS = """\
@@ -181,7 +181,7 @@ def test_run_never_imports_airflow(tmp_path: Path) -> None:
         "import json, sys\nfrom airflow_mlops.cli.main import main\nassert main(sys.argv[1:]) == 0\n"
         "print(json.dumps(sorted(name for name in sys.modules if name.split('.')[0] == 'airflow')))\n"
     )
-    assert printed(code, "run", "toy.yaml", libraries=CLI, cwd=tmp_path) == []
+    assert printed(code, "run", "toy.yaml", cwd=tmp_path) == []
 
 
 @pytest.mark.parametrize(

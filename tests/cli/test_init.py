@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ from airflow_mlops.cli.init import PLACEHOLDER, TEMPLATES, rendered
 from airflow_mlops.cli.main import parser_of_commands
 from airflow_mlops.delivery.settings import read_settings
 from airflow_mlops.spec import load_declarations
+from tests.forked import commands
 
 CI = ("github", "cloudbuild")
-BIN = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 @pytest.fixture
@@ -35,9 +36,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def make(target: str, project: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a step of a project."""
-    return subprocess.run(
-        ["make", target, *words], cwd=project, env=BIN, text=True, capture_output=True, timeout=1200, check=False
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        return subprocess.run(
+            ["make", target, *words],
+            cwd=project,
+            env={**os.environ, "PATH": commands(Path(folder))},
+            text=True,
+            capture_output=True,
+            timeout=1200,
+            check=False,
+        )
 
 
 @pytest.mark.timeout(1800)

@@ -13,6 +13,7 @@ from airflow_mlops.cli.main import main
 from airflow_mlops.cli.test import Check, UnderTest, github_lines, junit
 from airflow_mlops.spec import load_declarations
 from tests.delivery.made import FEATURES, project
+from tests.forked import python
 
 PROMISES = {
     "sample": "../samples/churn.parquet",
@@ -167,13 +168,7 @@ def test_a_teams_own_tests_get_the_same_by_a_fixture(tmp_path: Path) -> None:
     file = tmp_path / "pipelines" / "churn.yaml"
     file.with_name("broken.yaml").write_text(file.read_text().replace("features:build", "features:other"))
     (tmp_path / "test_own.py").write_text(OWN)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-m", "pytest", "-q", "-p", "no:cacheprovider", ".", cwd=tmp_path)
     assert "1 failed, 1 passed" in done.stdout, done.stdout
     assert "lint: " in done.stdout
     assert "has no 'other'" in done.stdout

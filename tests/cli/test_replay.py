@@ -24,7 +24,7 @@ from airflow_mlops.registry.verdicts import Verdicts
 from airflow_mlops.spec import Declaration, load_declarations
 from airflow_mlops.spec.pipeline import DataDrift
 from tests import toy
-from tests.forked import CLI, printed
+from tests.forked import printed
 from tests.toy import World
 
 KEYS = ("2024-01", "2024-02", "2024-03", "2024-04", "2024-05")
@@ -76,7 +76,7 @@ print(json.dumps([json.loads(out.getvalue()), "airflow" in sys.modules]))
 """
     # Nobody listens there: whoever asks the team's registry fails.
     tracking = "http://127.0.0.1:9"
-    first, airflow = printed(code, *WORDS, "--json", libraries=CLI, cwd=folder, MLFLOW_TRACKING_URI=tracking)
+    first, airflow = printed(code, *WORDS, "--json", cwd=folder, MLFLOW_TRACKING_URI=tracking)
     again = run_here(folder, *WORDS, "--json")
     assert again[0] == 0
     history(folder, retrain={"mode": "observe"}, monitor={"schedule": None})

@@ -19,6 +19,7 @@ from airflow_mlops.registry.mlflow_api import mlflow_api, pointed_at
 from airflow_mlops.stages.model_io import Facts, loaded, raw_rows, read_facts
 from airflow_mlops.stages.tables import write_table
 from tests import toy
+from tests.forked import printed
 from tests.toy import World
 
 USER_CODE = """
@@ -181,7 +182,7 @@ def test_a_model_of_the_users_own_code_works_in_a_process_that_does_not_have_it(
     rows = toy.write(toy.rows("2024-02", 50).drop_columns(["y"]), world.folder / "rows.parquet")
     elsewhere = world.folder / "elsewhere"
     elsewhere.mkdir()
-    child = toy.start(
+    said, digest = printed(
         ELSEWHERE,
         world.registry.uri,
         outcome.outputs["model"].uri,
@@ -189,7 +190,6 @@ def test_a_model_of_the_users_own_code_works_in_a_process_that_does_not_have_it(
         call.model_copy(update={"run": "another", "cache": False}).model_dump_json(),
         cwd=elsewhere,
     )
-    said, digest = toy.finish(child)
     assert said == np.asarray(pyfunc_says(outcome, world, toy.rows("2024-02", 50))).tolist()
     # Equal rows, code and params give an equal model, in whatever process.
     assert digest == outcome.outputs["model"].digest
