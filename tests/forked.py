@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,8 @@ def _execute(program: str, *words: str) -> None:
     if how == "-c":
         exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
     elif how == "-m":
+        # That it is loaded already is what is wanted here.
+        warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning, "runpy")
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
         runpy.run_path(how, run_name="__main__")
