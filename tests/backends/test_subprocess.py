@@ -202,16 +202,14 @@ def test_how_it_fails_is_told(
         backend.collect(handle)
 
 
-def test_what_is_printed_without_end_and_from_c_is_log(backend: SubprocessBackend, asking: Asking) -> None:
-    handle = backend.submit(asking("os.write(1, b'from below\\n'); print('x' * 200_000); os.write(2, b'no end')"), {})
+def test_there_is_no_input_and_what_is_printed_without_end_and_from_c_is_log(
+    backend: SubprocessBackend, asking: Asking
+) -> None:
+    reads = "assert sys.stdin.read() == '' and os.read(0, 9) == b''"
+    prints = "os.write(1, b'from below\\n'); print('x' * 200_000); os.write(2, b'no end')"
+    handle = backend.submit(asking(reads, prints), {})
     lines = list(backend.logs(handle))
     assert "from below" in lines and "x" * 200_000 in lines
-    assert backend.collect(handle).stage == "prepare"
-
-
-def test_the_user_has_no_input_to_read(backend: SubprocessBackend, asking: Asking) -> None:
-    handle = backend.submit(asking("assert sys.stdin.read() == '' and os.read(0, 9) == b''"), {})
-    list(backend.logs(handle))
     assert backend.collect(handle).stage == "prepare"
 
 
