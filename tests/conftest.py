@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +49,9 @@ QUIET = {
 }
 # Libraries read these when they are imported, so none is imported above; child processes inherit them.
 os.environ.update(QUIET)
+# While it is imported, skops looks for each function of scipy in all modules that came before scipy's.
+import scipy.special  # noqa: E402, F401
+
 _home = tempfile.TemporaryDirectory(prefix="airflow-home-")
 os.environ["AIRFLOW_HOME"] = _home.name
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME"):
@@ -118,8 +123,40 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a real ``mlflow server`` with a database and artifacts of its own."""
-    folder = tmp_path_factory.mktemp("mlflow-server")
+    """The address of a real ``mlflow server`` with a database and artifacts of its own.
+
+    Its start takes ten seconds of a core, so all processes of a session have one: the first that needs it starts it,
+    and the last that leaves ends it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    # Under xdist each process has a folder of its own in that of the session.
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "mlflow-server"
+    folder.mkdir(exist_ok=True)
+    running = folder / "running"
+    with open(folder / "users", "w") as users:
+        with _alone(folder):
+            if not running.exists():
+                running.write_text(" ".join(map(str, _start_mlflow(folder))))
+            fcntl.flock(users, fcntl.LOCK_SH)
+        url, pid = running.read_text().split()
+        yield url
+        with _alone(folder), suppress(BlockingIOError):
+            fcntl.flock(users, fcntl.LOCK_UN)
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.killpg(int(pid), signal.SIGKILL)
+            running.unlink()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process of the session at a time."""
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _start_mlflow(folder: Path) -> tuple[str, int]:
+    """The address of a server that has come up, and its process."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -136,10 +173,10 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         )
     try:
         _wait_until_healthy(url, server, folder / "server.log")
-        yield url
-    finally:
+    except BaseException:
         os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        raise
+    return url, server.pid
 
 
 def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path, seconds: float = 120.0) -> None:

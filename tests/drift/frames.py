@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 
 from airflow_mlops.drift.collect import profile_batches
@@ -19,3 +20,13 @@ def column_of(values: Any, kind: pa.DataType | None = None, pieces: int | None =
     """The profile of one column of values."""
     array = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values, kind)
     return profile_of(pa.table({"x": array}), pieces).columns["x"]
+
+
+def evidently(test: str, one: Any, other: Any, kind: str = "num") -> float:
+    """Evidently's own value on the rows."""
+    # It is loaded by the process that runs these tests, and not by each that collects them.
+    from evidently.legacy.calculations import stattests
+    from evidently.legacy.core import ColumnType
+
+    found = getattr(stattests, f"{test}_stat_test")(pd.Series(one), pd.Series(other), ColumnType(kind), None)
+    return float(found.drift_score)
