@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
@@ -268,9 +267,7 @@ def test_a_retry_after_a_kill_ends_right(world: World, step: str) -> None:
     first(world)
     call = second(world)
     requests = requested(world, "second", "second")
-    killed = toy.start(KILLED, call.model_dump_json(), step)
-    _, said = killed.communicate(timeout=60)
-    assert killed.returncode == -signal.SIGKILL, said
+    toy.killed(KILLED, call.model_dump_json(), step)
     run(call)
     state = toy.state_of(world)
     assert state["aliases"] == {"champion": "2", "previous": "1"}

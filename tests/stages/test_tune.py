@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -130,9 +129,7 @@ def test_a_study_whose_workers_are_killed_loses_no_trial_and_doubles_none(
 ) -> None:
     call = tuning("killed")
     for step, count in kills:
-        killed = toy.start(KILLED, call.model_dump_json(), step, str(count))
-        _, said = killed.communicate(timeout=120)
-        assert killed.returncode == -signal.SIGKILL, said
+        toy.killed(KILLED, call.model_dump_json(), step, str(count))
     outcome = run(call)
 
     (trials,) = trials_of(world)
