@@ -323,8 +323,14 @@ def champion(promoted: Airflow) -> Airflow:
 
     Tests share the champion and must leave it alone.
     """
-    for kept in ("verdicts", "requests"):
+    from airflow.models.asset_state_store import AssetStateStoreModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import delete
+
+    for kept in ("verdicts", "prediction_verdicts", "performance_verdicts", "open_verdicts", "requests"):
         shutil.rmtree(Path(promoted.world.store) / kept, ignore_errors=True)
+    with create_session() as session:
+        session.execute(delete(AssetStateStoreModel))
     return promoted
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,14 @@ MONITOR: dict[str, Any] = {
 
 
 @pytest.fixture
-def watched(airflow: Airflow) -> Airflow:
-    """January trained on and promoted, and February predicted."""
-    toy.months(airflow.folder)
-    airflow.declare(monitor=MONITOR, retries=2, retry_delay="0s")
-    assert airflow.test("train", "2024-01").state == "success"
-    assert airflow.test("predict", "2024-02").state == "success"
-    return airflow
+def watched(champion: Airflow) -> Airflow:
+    """January trained on and promoted, and February predicted; nothing is judged, and no label has come."""
+    for kept in (Path(champion.world.store, "predictions"), champion.folder / "labels"):
+        shutil.rmtree(kept, ignore_errors=True)
+    toy.months(champion.folder)
+    champion.declare(monitor=MONITOR, retries=2, retry_delay="0s")
+    assert champion.test("predict", "2024-02").state == "success"
+    return champion
 
 
 def labels(airflow: Airflow, month: str, share: float = 1.0, *, wrong: bool = False) -> pa.Table:
@@ -228,10 +230,14 @@ def test_labels_by_default_are_the_target_of_the_source_when_it_has_come(airflow
     assert judged(airflow.test("monitor_performance"), "performance")["verdict"]["status"] == "ok"
 
 
-def test_predictions_of_a_former_champion_warn_and_ask_for_nothing(watched: Airflow) -> None:
-    labels(watched, "2024-02", wrong=True)
-    version = toy.make_version(watched.world, "sha256:other")
-    registry = toy.registry_of(watched.world.store, watched.world.registry)
+def test_predictions_of_a_former_champion_warn_and_ask_for_nothing(airflow: Airflow) -> None:
+    toy.months(airflow.folder)
+    airflow.declare(monitor=MONITOR)
+    assert airflow.test("train", "2024-01").state == "success"
+    assert airflow.test("predict", "2024-02").state == "success"
+    labels(airflow, "2024-02", wrong=True)
+    version = toy.make_version(airflow.world, "sha256:other")
+    registry = toy.registry_of(airflow.world.store, airflow.world.registry)
     registry.ledger.record(
         "promotion",
         version=version.uri.rpartition("/")[2],
@@ -241,10 +247,10 @@ def test_predictions_of_a_former_champion_warn_and_ask_for_nothing(watched: Airf
         run="r",
         window="2024-01",
     )
-    found = judged(watched.test("monitor_performance"), "performance")
+    found = judged(airflow.test("monitor_performance"), "performance")
     assert found["verdict"]["status"] == "warn"
     assert "champion 2 serves now" in "\n".join(found["verdict"]["reasons"])
-    assert watched.requests() == []
+    assert airflow.requests() == []
 
 
 def test_a_window_the_model_was_trained_on_is_no_news(watched: Airflow) -> None:
