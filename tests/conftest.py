@@ -83,8 +83,8 @@ class _ByFile(LoadScopeScheduling):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores: the one with the servers waits for them most of its time."""
-    return len(os.sched_getaffinity(0)) + 1
+    """Two processes more than cores: those with servers wait for them most of their time."""
+    return len(os.sched_getaffinity(0)) + 2
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -101,6 +101,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             not item.nodeid.startswith(_LONG),
         )
     )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """All else gives way to the servers: their tests are one long row, which ends last."""
+    if not _needs_servers(item.nodeid):
+        os.setpriority(os.PRIO_PROCESS, 0, max(5, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
 @pytest.hookimpl(trylast=True)
