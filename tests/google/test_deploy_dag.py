@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+
 from airflow_mlops.call import Store
 from airflow_mlops.registry.ledger import Ledger
 from tests import toy
 from tests.airflow_fixtures import Airflow
 from tests.google.made import mirrored, section, traffic
 from tests.loopback.vertex_models import VertexModels
+
+pytestmark = pytest.mark.usefixtures("forked_servers")
 
 
 def test_a_pipeline_serves_on_vertex_ai(airflow: Airflow, gcs: str, vertex_models: VertexModels) -> None:

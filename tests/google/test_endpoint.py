@@ -25,6 +25,7 @@ from tests.loopback.vertex_models import VertexModels
 from tests.stages.test_deployment import FAILS, GOOD
 from tests.toy import World
 
+pytestmark = pytest.mark.usefixtures("forked_servers")
 MONTHS = ("2024-01", "2024-02", "2024-03")
 
 

@@ -13,6 +13,7 @@ from tests.airflow_fixtures import Airflow
 from tests.serving.client import Served
 from tests.stages.test_deployment import FAILS, GOOD, traffic
 
+pytestmark = pytest.mark.usefixtures("forked_servers")
 CANARY = {"strategy": {"canary": 50}, "bake": "2s", "min_requests": 20}
 
 

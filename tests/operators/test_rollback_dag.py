@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests import toy
 from tests.airflow_fixtures import Airflow
-
-LAX = {"validate_model": {"versus_champion": None}}
+from tests.stages.test_rollback import promoted
 
 
 @pytest.fixture
 def two(airflow: Airflow) -> Airflow:
     """Two champions, one after the other."""
-    toy.months(airflow.folder)
-    airflow.declare(**LAX, retries=0)
-    for month in ("2024-01", "2024-02"):
-        assert airflow.test("train", month).state == "success"
+    airflow.declare(retries=0)
+    promoted(airflow.world, "a", "b")
     return airflow
 
 

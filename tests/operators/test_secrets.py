@@ -31,7 +31,7 @@ def test_passwords_and_keys_stay_where_they_belong(
     airflow.declare(retries=0, validate_model={"versus_champion": None}, deploy={})
     runs = [airflow.run("train", conf={"window": "2024-01"})]
     secrets = {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": PASSWORD}
-    with Served(airflow.world, "--api-key-file", str(key), "--flush", "0.2", env=secrets) as server:
+    with Served(airflow.world, "--api-key-file", str(key), "--flush", "0.2", env=secrets, cold=True) as server:
         runs.append(airflow.run("train", conf={"window": "2024-02"}))
         reply = server.predict(toy.rows("2024-03", 5), authorization=f"Bearer {KEY}")
         refused = server.predict(toy.rows("2024-03", 5), authorization=f"Bearer {KEY}x")

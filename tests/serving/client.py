@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from airflow_mlops.call import Store
 from airflow_mlops.registry.ledger import Ledger
 from airflow_mlops.stages.golden import as_json
-from tests import toy
+from tests import forked_servers, toy
 from tests.toy import World
 
 JSON = "application/json"
@@ -38,11 +38,18 @@ class Reply(NamedTuple):
 
 
 class Served:
-    """``airflow-mlops serve`` as a process of its own."""
+    """``airflow-mlops serve`` as a process of its own; ``cold`` in an interpreter that has imported nothing yet."""
 
-    def __init__(self, world: World, *options: str, env: Mapping[str, str] | None = None, start: bool = True) -> None:
-        self.world, self.options, self.env = world, options, dict(env or {})
-        self.process: subprocess.Popen[str]
+    def __init__(
+        self,
+        world: World,
+        *options: str,
+        env: Mapping[str, str] | None = None,
+        start: bool = True,
+        cold: bool = False,
+    ) -> None:
+        self.world, self.options, self.env, self.cold = world, options, dict(env or {}), cold
+        self.process: subprocess.Popen[str] | forked_servers.Process
         self.ready: dict[str, Any] = {}
         if start:
             try:
@@ -67,12 +74,13 @@ class Served:
 
     def launch(self) -> None:
         self.errors = (self.world.folder / f"server-{time.time_ns()}.log").open("w+")
-        self.process = subprocess.Popen(
+        start = subprocess.Popen if self.cold else forked_servers.Process
+        self.process = start(
             [
                 *(sys.executable, "-m", "airflow_mlops", "serve", self.world.registry.model, "--port", "0"),
                 *("--store", self.world.store, "--registry", self.world.registry.uri, *self.options),
             ],
-            cwd=str(Path(__file__).parents[2]),
+            cwd=str(forked_servers.ROOT),
             env={**os.environ, **self.env},
             stdout=subprocess.PIPE,
             stderr=self.errors,

@@ -115,7 +115,7 @@ def test_a_bad_request_is_told_what_to_mend(served_once: Served, body: bytes, st
 
 @pytest.fixture(scope="module")
 def served_once(trained: World) -> Any:
-    with Served(trained, "--max-body", "1MB", "--timeout", "2") as server:
+    with Served(trained, "--max-body", "1MB", "--timeout", "2", cold=True) as server:
         yield server
         # Whatever was sent, it serves on.
         assert server.predict(toy.rows("2024-03", 3)).status == 200
@@ -293,7 +293,7 @@ def test_it_follows_the_ledger_there_and_back(trained: World) -> None:
         def load() -> None:
             connection = server.connect()
             body = payload(table)
-            while not over.wait(0.01):
+            while not over.wait(0.03):
                 connection.request("POST", "/invocations", body, {"Content-Type": JSON})
                 response = connection.getresponse()
                 said, version = json.loads(response.read()), response.headers["X-Model-Version"]
@@ -302,7 +302,7 @@ def test_it_follows_the_ledger_there_and_back(trained: World) -> None:
                 answered[str(version)] += 1
             connection.close()
 
-        threads = [threading.Thread(target=load) for _ in range(4)]
+        threads = [threading.Thread(target=load) for _ in range(3)]
         for thread in threads:
             thread.start()
         try:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import http.client
-import os
+import select
 import signal
 import socket
-import subprocess
-import sys
+import socketserver
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -161,76 +160,67 @@ def test_the_loop_is_closed_with_real_traffic(world: World) -> None:
     assert performance.status == "ok", performance.reasons
 
 
-class OwnMlflow(NamedTuple):
-    """A registry on an MLflow server of its own, which the test may end, and start once more."""
+class Way(socketserver.ThreadingTCPServer):
+    """The way to a server, at a port of its own, until it is cut off."""
 
-    world: World
-    start: Callable[[], None]
-    kill: Callable[[], None]
+    allow_reuse_address = True
+
+    def __init__(self, server: str, port: int = 0) -> None:
+        parts = urlsplit(server)
+        self.far, self.over = (parts.hostname, parts.port), threading.Event()
+        super().__init__(("127.0.0.1", port), _Passing)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def __exit__(self, *error: object) -> None:
+        self.cut()
+
+    def cut(self) -> None:
+        """Refuse connections from now on, and end those that there are."""
+        self.over.set()
+        self.shutdown()
+        self.server_close()
+
+    def again(self) -> Way:
+        """The same way, open once more."""
+        return Way(f"http://{self.far[0]}:{self.far[1]}", self.server_address[1])
+
+
+class _Passing(socketserver.BaseRequestHandler):
+    """One connection: what either end says is passed on to the other."""
+
+    server: Way
+
+    def handle(self) -> None:
+        with socket.create_connection(self.server.far) as far:
+            other = {self.request: far, far: self.request}
+            while not self.server.over.is_set():
+                for end in select.select(list(other), [], [], 0.1)[0]:
+                    if not (said := end.recv(1 << 16)):
+                        return
+                    other[end].sendall(said)
 
 
 @pytest.fixture
-def own_mlflow(tmp_path: Path) -> Iterator[OwnMlflow]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    folder = tmp_path / "mlflow"
-    folder.mkdir()
-    servers: list[subprocess.Popen[bytes]] = []
-
-    def start() -> None:
-        servers.append(
-            subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
-                    *("--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
-                    *("--artifacts-destination", str(folder / "artifacts")),
-                ],
-                # Else it starts seven processes for jobs, which nobody here gives it.
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        )
-        until = time.monotonic() + 180
-        while time.monotonic() < until:
-            try:
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-                connection.request("GET", "/health")
-                if connection.getresponse().status == 200:
-                    return
-            except OSError:
-                time.sleep(0.2)
-        raise AssertionError("MLflow did not start")
-
-    def kill() -> None:
-        for server in servers:
-            if server.poll() is None:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait()
-
-    start()
-    world = World(tmp_path, str(tmp_path / "store"), toy.registry_ref(f"http://127.0.0.1:{port}", "own"))
-    try:
-        yield OwnMlflow(world, start, kill)
-    finally:
-        kill()
+def way(mlflow_server: str) -> Iterator[Way]:
+    with Way(mlflow_server) as way:
+        yield way
 
 
 def test_with_mlflow_down_in_a_promotion_it_serves_what_it_has_and_says_so_and_then_follows(
-    own_mlflow: OwnMlflow, monkeypatch: pytest.MonkeyPatch
+    way: Way, fresh_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = own_mlflow.world
+    world = World(tmp_path, str(tmp_path / "store"), toy.registry_ref(way.url, fresh_name))
     toy.months(world.folder)
-    declaration = toy.declare(world.folder, "own", validate_model={"versus_champion": None})
+    declaration = toy.declare(world.folder, fresh_name, validate_model={"versus_champion": None})
     for month in ("2024-01", "2024-02"):
         toy.run_plan(declaration, month, month, world.store, world.registry)
-    version = ArtifactRef(uri="models:/own/1", digest=ledger(world).digest("1"), kind="model_version")
+    version = ArtifactRef(uri=f"models:/{fresh_name}/1", digest=ledger(world).digest("1"), kind="model_version")
     promotion = toy.make_promotion(world, version, "2", "again")
     project = ModelRegistry.project
 
     def dying(registry: ModelRegistry) -> dict[str, str]:
-        own_mlflow.kill()
+        way.cut()
         return project(registry)
 
     table = toy.rows("2024-03", 5)
@@ -253,12 +243,12 @@ def test_with_mlflow_down_in_a_promotion_it_serves_what_it_has_and_says_so_and_t
         assert late.process.wait(120) == 1
         assert f"MLflow at {world.registry.uri} does not answer" in late.said()
         late.stop()
-        own_mlflow.start()
-        assert run(promotion).info["version"] == "1"
-        server.follows("1")
-        assert server.predict(table).version == "1"
-        server.wait(lambda: server.health()["state"] == "ok")
-    assert toy.state_of(world)["aliases"] == {"champion": "1", "previous": "2"}
+        with way.again():
+            assert run(promotion).info["version"] == "1"
+            server.follows("1")
+            assert server.predict(table).version == "1"
+            server.wait(lambda: server.health()["state"] == "ok")
+            assert toy.state_of(world)["aliases"] == {"champion": "1", "previous": "2"}
     assert [entry.version for entry in ledger(world).entries()] == ["1", "2", "1"]
 
 

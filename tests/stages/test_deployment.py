@@ -20,6 +20,7 @@ from tests import toy
 from tests.serving.client import Served, ledger, move
 from tests.toy import World
 
+pytestmark = pytest.mark.usefixtures("forked_servers")
 GOOD = "def build(frame):\n    return frame[['amount', 'age']].fillna(0.0)\n"
 # What the server's process computes is not what the training's did.
 SKEWED = """
