@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = [
     "tests.airflow_fixtures",
-    "tests.forked_servers",
+    "tests.forked",
     "tests.loopback.gcs",
     "tests.loopback.jobs",
     "tests.loopback.vertex_models",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -288,23 +286,6 @@ def start(code: str, *arguments: str, cwd: Path | None = None, **environment: st
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["mlflow.sklearn", "airflow_mlops.stages.tune", "airflow_mlops.stages.promote"])
-
-
-def killed(code: str, *arguments: str) -> None:
-    """Run code that kills its own process. That one is forked, for to import the libraries takes seconds each time."""
-    process = _FORKS.Process(target=_execute, args=(code, arguments))
-    process.start()
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL
-
-
-def _execute(code: str, arguments: tuple[str, ...]) -> None:
-    sys.argv = ["-c", *arguments]
-    exec(code, {"__name__": "__main__"})
 
 
 def finish(process: subprocess.Popen[str], seconds: float = 120) -> Any:

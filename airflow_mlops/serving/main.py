@@ -154,6 +154,8 @@ async def _serve(settings: Settings, limits: Limits, listening: socket.socket) -
             await asyncio.sleep(0.01)
         route = server.route
         if front.started and route is not None:
+            # Whoever hears that it is ready finds it among the servers of the model.
+            await server.beat()
             ready = {
                 "server": server.id,
                 "url": server.url,

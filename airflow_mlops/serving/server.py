@@ -259,13 +259,13 @@ class Server:
             tried = time.monotonic() if self.problem or broken else 0.0
             await self._follow(traffic)
             followed = traffic
-            await self._beat()
+            await self.beat()
 
     async def _go_beating(self) -> None:
         while True:
             for handle in list(self._handles.values()):
                 await handle.look()
-            await self._beat()
+            await self.beat()
             await asyncio.sleep(_BEAT)
 
     async def _go_watching(self) -> None:
@@ -282,7 +282,8 @@ class Server:
                 if not handle.alive:
                     del owing[key]
 
-    async def _beat(self) -> None:
+    async def beat(self) -> None:
+        """Say in the store that this server is there, if it follows the ledger."""
         if self.settings.version is not None:
             return
         try:

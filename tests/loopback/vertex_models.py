@@ -25,7 +25,7 @@ from google.cloud import aiplatform_v1 as T
 from google.cloud import monitoring_v3 as M
 from google.protobuf.json_format import MessageToDict
 
-from tests import forked_servers
+from tests import forked
 from tests.conftest import free_port
 from tests.loopback.gcs import PROJECT, client_environment
 from tests.loopback.rest import Asked, RefusedError, Reply, RestService, route
@@ -63,7 +63,7 @@ class Container:
         command = ["127.0.0.1" if each == "0.0.0.0" else each for each in command]
         assert port and command[0] == "python"
         self.said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
-        self.process = forked_servers.Process(
+        self.process = forked.Process(
             [sys.executable, *command[1:]],
             env={**environment, **own},
             stdout=subprocess.DEVNULL,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ from airflow_mlops.errors import StoreError
 from airflow_mlops.registry import Ledger, Request, Requests
 from airflow_mlops.registry.policy import MAX_ATTEMPTS
 from airflow_mlops.spec.pipeline import Retrain
-from tests import toy
+from tests import forked, toy
 
 CLAIMER = """
 import json
@@ -92,8 +91,7 @@ def test_in_a_burst_of_processes_each_request_is_claimed_once(requests: Requests
 
 def test_the_claim_of_a_killed_worker_is_taken_over_once_its_run_is_over(requests: Requests, tmp_path: Path) -> None:
     requests.open(wish())
-    killed = toy.start(KILLED, str(tmp_path / "store"))
-    assert killed.wait() == -signal.SIGKILL
+    forked.killed(KILLED, str(tmp_path / "store"))
     assert requests.claim("b", always) == []
     assert ids(requests.claim("b", lambda run: run != "killed")) == [wish().id]
     assert requests.claimed_by("b") == [wish().id]

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from airflow_mlops.call import Store
 from airflow_mlops.registry.ledger import Ledger
 from airflow_mlops.stages.golden import as_json
-from tests import forked_servers, toy
+from tests import forked, toy
 from tests.toy import World
 
 JSON = "application/json"
@@ -49,7 +49,7 @@ class Served:
         cold: bool = False,
     ) -> None:
         self.world, self.options, self.env, self.cold = world, options, dict(env or {}), cold
-        self.process: subprocess.Popen[str] | forked_servers.Process
+        self.process: subprocess.Popen[str] | forked.Process
         self.ready: dict[str, Any] = {}
         if start:
             try:
@@ -74,13 +74,13 @@ class Served:
 
     def launch(self) -> None:
         self.errors = (self.world.folder / f"server-{time.time_ns()}.log").open("w+")
-        start = subprocess.Popen if self.cold else forked_servers.Process
+        start = subprocess.Popen if self.cold else forked.Process
         self.process = start(
             [
                 *(sys.executable, "-m", "airflow_mlops", "serve", self.world.registry.model, "--port", "0"),
                 *("--store", self.world.store, "--registry", self.world.registry.uri, *self.options),
             ],
-            cwd=str(forked_servers.ROOT),
+            cwd=str(forked.ROOT),
             env={**os.environ, **self.env},
             stdout=subprocess.PIPE,
             stderr=self.errors,

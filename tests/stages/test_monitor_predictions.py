@@ -16,7 +16,7 @@ from airflow_mlops.call import Store
 from airflow_mlops.registry.verdicts import SENSORS, MonitoringVerdict, Verdicts
 from airflow_mlops.spec import Declaration, monitor_node, performance_node, prediction_drift_node
 from airflow_mlops.triggers.window import arrived
-from tests import toy
+from tests import forked, toy
 from tests.toy import World
 
 NODES: dict[str, Any] = {
@@ -190,7 +190,7 @@ def kill(world: World, stage: str, moment: str, run: str, patch: pytest.MonkeyPa
         node = NODES[stage](declaration_of(world, "binary").pipeline)
         declaration = declaration_of(world, "binary")
         call = toy.call_of(declaration, node, {}, "2024-02", run, world.store, world.registry)
-        toy.killed(KILLED, call.model_dump_json())
+        forked.killed(KILLED, call.model_dump_json())
         return
     with patch.context() as patched:
         patched.setattr(Verdicts, "record", dies)

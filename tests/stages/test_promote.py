@@ -11,7 +11,7 @@ from airflow_mlops.call import Call, Outcome, Store
 from airflow_mlops.call.dispatch import run
 from airflow_mlops.errors import GateError, ModelNotFoundError, PromotionConflictError, StoreError
 from airflow_mlops.registry import Request, Requests
-from tests import toy
+from tests import forked, toy
 from tests.toy import World
 
 KILLED = """
@@ -267,7 +267,7 @@ def test_a_retry_after_a_kill_ends_right(world: World, step: str) -> None:
     first(world)
     call = second(world)
     requests = requested(world, "second", "second")
-    toy.killed(KILLED, call.model_dump_json(), step)
+    forked.killed(KILLED, call.model_dump_json(), step)
     run(call)
     state = toy.state_of(world)
     assert state["aliases"] == {"champion": "2", "previous": "1"}

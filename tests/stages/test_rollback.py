@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from airflow_mlops.call import Call, Outcome
 from airflow_mlops.call.dispatch import run
 from airflow_mlops.errors import GateError, PromotionConflictError, RegistryError
 from airflow_mlops.registry.check import differences
-from tests import toy
+from tests import forked, toy
 from tests.stages.test_promote import KILLED
 from tests.toy import World
 
@@ -88,9 +87,7 @@ def test_of_rollbacks_and_promotions_at_once_the_ledger_stays_true(world: World)
 @pytest.mark.parametrize("step", ["before the entry", "after the entry", "after one alias", "before the outcome"])
 def test_a_retry_after_a_kill_ends_right(world: World, step: str) -> None:
     promoted(world, "a", "b", "c")
-    killed = toy.start(KILLED, back(world).model_dump_json(), step)
-    _, said = killed.communicate(timeout=60)
-    assert killed.returncode == -signal.SIGKILL, said
+    forked.killed(KILLED, back(world).model_dump_json(), step)
     run(back(world))
     registry = toy.registry_of(world.store, world.registry)
     assert toy.state_of(world)["aliases"] == {"champion": "2", "previous": "1"}

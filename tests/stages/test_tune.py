@@ -23,7 +23,7 @@ from airflow_mlops.registry.mlflow_api import mlflow_api
 from airflow_mlops.spec.stages import Tune
 from airflow_mlops.stages.tables import write_table
 from airflow_mlops.stages.tune import TRIAL_TAG, fold_rows
-from tests import toy
+from tests import forked, toy
 from tests.toy import World
 
 SPACE = {"C": {"low": 0.001, "high": 10.0, "log": True}, "fit_intercept": {"choices": [True, False]}}
@@ -129,7 +129,7 @@ def test_a_study_whose_workers_are_killed_loses_no_trial_and_doubles_none(
 ) -> None:
     call = tuning("killed")
     for step, count in kills:
-        toy.killed(KILLED, call.model_dump_json(), step, str(count))
+        forked.killed(KILLED, call.model_dump_json(), step, str(count))
     outcome = run(call)
 
     (trials,) = trials_of(world)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow_mlops.cli.services import Services
@@ -11,6 +12,7 @@ from airflow_mlops.registry.requests import Requests
 from tests.system.test_loop import ENDED, arrive, parsed, states, store, until
 
 STORM = ("storm1", "storm2", "storm3")
+READING = timedelta(seconds=3)
 
 
 def test_a_storm_of_alarms_starts_one_training_a_model(running: Services) -> None:
@@ -74,17 +76,19 @@ def question(running: Services, name: str, index: int) -> Any:
 
 
 def waiting(running: Services, name: str, index: int) -> Any:
-    """The n-th question, while it waits for its answer."""
+    """The n-th question, while it waits for its answer, and has done so for as long as a person takes to read it."""
     every = running.airflow("GET", "dags/~/dagRuns/~/hitlDetails?order_by=created_at&limit=10")["hitl_details"]
     mine = [each for each in every if each["task_instance"]["dag_id"] == f"{name}.retrain"]
-    asked = len(mine) == index + 1 and mine[-1]["task_instance"]["state"] == "awaiting_input"
-    return mine[-1] if asked else None
+    if len(mine) != index + 1 or mine[-1]["task_instance"]["state"] != "awaiting_input":
+        return None
+    return mine[-1] if datetime.now(UTC) - datetime.fromisoformat(mine[-1]["created_at"]) > READING else None
 
 
 def answered(running: Services, name: str, index: int, option: str, state: str) -> bool:
     """Answer what is asked until a request has come to a state.
 
-    Whoever answers while the worker that asked has not quite ended is asked again: Airflow takes its end for a failure.
+    Whoever answers while the worker that asked has not quite ended is asked again: Airflow takes its end for a failure,
+    and asks no oftener than the task is tried.
     """
     if one(running, name, index).state == state:
         return True
