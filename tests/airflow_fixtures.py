@@ -19,8 +19,9 @@ import pytest
 from airflow_mlops.call import Store
 from airflow_mlops.registry.ledger import Ledger
 from airflow_mlops.registry.requests import Requests
+from airflow_mlops.spec import load_declarations
 from tests import toy
-from tests.toy import World
+from tests.toy import Trained, World
 
 NAMES = """
 from airflow_mlops import load_dags
@@ -60,6 +61,11 @@ class Airflow:
         """Write the declaration of the toy pipeline and a DAG file that loads it."""
         toy.declare(self.folder, self.name, **sections)
         self.write(NAMES)
+
+    def promote(self, trained: Trained) -> None:
+        """Make a model the champion without a run of Airflow's."""
+        outcomes = toy.adopt(self.world, trained, load_declarations(self.folder / f"{self.name}.yaml")[0])
+        assert outcomes["promote"].info["version"] == "1"
 
     def write(self, text: str, name: str = "dag_file.py") -> None:
         """Write a DAG file."""
@@ -335,12 +341,21 @@ def champion(promoted: Airflow) -> Airflow:
 
 
 @pytest.fixture(scope="module")
-def promoted(airflow_home: Path, mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
+def promoted(airflow_home: Path, january: Trained, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
     """What `champion` hands out, made once."""
     folder = tmp_path_factory.mktemp("champion")
-    name = f"toy-{uuid.uuid4().hex[:10]}"
-    with airflow_of(World(folder, str(folder / "store"), toy.registry_ref(mlflow_server, name))) as running:
+    registry = toy.registry_ref(january.world.registry.uri, f"toy-{uuid.uuid4().hex[:10]}")
+    with airflow_of(World(folder, str(folder / "store"), registry)) as running:
         toy.months(folder)
         running.declare(retries=2, retry_delay="0s")
-        assert running.test("train", "2024-01").state == "success"
+        running.promote(january)
         yield running
+
+
+@pytest.fixture(scope="session")
+def january(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The toy of January, trained once: nobody's champion until somebody promotes it."""
+    folder = tmp_path_factory.mktemp("january")
+    toy.months(folder, ("2024-01",))
+    registry = toy.registry_ref(mlflow_server, f"january-{uuid.uuid4().hex[:10]}")
+    return toy.train(World(folder, str(folder / "store"), registry), "2024-01")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -38,6 +39,14 @@ class World(NamedTuple):
     folder: Path
     store: str
     registry: RegistryRef
+
+
+class Trained(NamedTuple):
+    """A training up to its evaluation. Worlds may share it: each registers and promotes the model as its own."""
+
+    world: World
+    window: str
+    outcomes: dict[str, Outcome]
 
 
 def rows(month: str, count: int = 400, *, seed: int | None = None, shift: float = 0.0) -> pa.Table:
@@ -192,6 +201,25 @@ def run_plan(
     """Train: run the stages up to promotion, to ``until``, or to a gate that says no; the Outcomes by stage."""
     plan = train_plan(declaration.pipeline)
     return _run(plan, declaration, window, run, store, registry, until)
+
+
+def train(world: World, window: str, **sections: Any) -> Trained:
+    """Train a toy and evaluate it, against no champion."""
+    declaration = declare(world.folder, world.registry.model, **sections)
+    outcomes = run_plan(declaration, window, f"{window}-trained", world.store, world.registry, until="evaluate")
+    return Trained(world, window, outcomes)
+
+
+def adopt(world: World, trained: Trained, declaration: Declaration, *, until: str = "promote") -> dict[str, Outcome]:
+    """Register, judge and promote another world's training as this world's own, by what is declared here."""
+    shutil.copytree(trained.world.store, world.store, dirs_exist_ok=True)
+    outcomes = dict(trained.outcomes)
+    for stage in ("register", "validate_model", "promote"):
+        call = next_call(declaration, stage, outcomes, trained.window, trained.window, world.store, world.registry)
+        outcomes[stage] = run(call)
+        if stage == until:
+            break
+    return outcomes
 
 
 def run_predict(
