@@ -13,6 +13,7 @@ from airflow_mlops.errors import DataNotFoundError, ModelNotFoundError
 from airflow_mlops.registry.verdicts import Verdicts
 from tests import toy
 from tests.airflow_fixtures import Airflow
+from tests.toy import Trained
 
 
 def test_a_window_without_drift_rings_no_bell(champion: Airflow) -> None:
@@ -35,11 +36,11 @@ def test_a_judged_window_is_followed_by_the_next(champion: Airflow) -> None:
     assert run.xcom["data_drift", "return_value"]["window"][2] == "2024-03"
 
 
-def test_drift_asks_once_and_one_run_answers(airflow: Airflow) -> None:
+def test_drift_asks_once_and_one_run_answers(airflow: Airflow, january: Trained) -> None:
     toy.months(airflow.folder, ("2024-01", "2024-03"))
     toy.months(airflow.folder, ("2024-02",), shift=3.0)
     airflow.declare()
-    assert airflow.test("train", "2024-01").state == "success"
+    airflow.promote(january)
 
     monitor = airflow.test("monitor", "2024-02")
 
@@ -141,7 +142,7 @@ def test_what_is_held_is_withdrawn_when_a_newer_window_is_quiet(drifted: Airflow
     )
 
 
-def test_without_a_champion_the_sensor_waits_and_finds_what_comes_later(airflow: Airflow) -> None:
+def test_without_a_champion_the_sensor_waits_and_finds_what_comes_later(airflow: Airflow, january: Trained) -> None:
     toy.months(airflow.folder, ("2024-01",))
     airflow.declare(monitor={"poll": "1s"})
     assert airflow.run("monitor", triggers=False).states == {"data_drift": "deferred"}
@@ -149,7 +150,7 @@ def test_without_a_champion_the_sensor_waits_and_finds_what_comes_later(airflow:
     def later() -> None:
         toy.months(airflow.folder, ("2024-02",))
 
-    assert airflow.test("train", "2024-01").state == "success"
+    airflow.promote(january)
     timer = threading.Timer(2.0, later)
     timer.start()
     started = time.monotonic()

@@ -15,6 +15,7 @@ import pytest
 from airflow_mlops.registry.verdicts import MonitoringVerdict, Verdicts
 from tests import toy
 from tests.airflow_fixtures import Airflow, Run
+from tests.toy import Trained
 
 MONITOR: dict[str, Any] = {
     "poll": "1s",
@@ -23,14 +24,22 @@ MONITOR: dict[str, Any] = {
 }
 
 
+@pytest.fixture(scope="module")
+def february(promoted: Airflow) -> Path:
+    """What the champion predicts of February, kept aside."""
+    assert promoted.test("predict", "2024-02").state == "success"
+    return Path(promoted.world.store, "predictions").rename(promoted.folder / "predicted")
+
+
 @pytest.fixture
-def watched(champion: Airflow) -> Airflow:
+def watched(champion: Airflow, february: Path) -> Airflow:
     """January trained on and promoted, and February predicted; nothing is judged, and no label has come."""
-    for kept in (Path(champion.world.store, "predictions"), champion.folder / "labels"):
+    predictions = Path(champion.world.store, "predictions")
+    for kept in (predictions, champion.folder / "labels"):
         shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(february, predictions)
     toy.months(champion.folder)
     champion.declare(monitor=MONITOR, retries=2, retry_delay="0s")
-    assert champion.test("predict", "2024-02").state == "success"
     return champion
 
 
@@ -102,11 +111,11 @@ def test_scores_that_moved_ask_by_their_own_word(watched: Airflow) -> None:
     assert "probability moved" in event["extra"]["reason"]
 
 
-def test_the_sensor_waits_for_predictions_through_its_trigger(airflow: Airflow) -> None:
+def test_the_sensor_waits_for_predictions_through_its_trigger(airflow: Airflow, january: Trained) -> None:
     toy.months(airflow.folder)
     airflow.declare(monitor=MONITOR)
     assert airflow.run("monitor_predictions", triggers=False).states == {"prediction_drift": "deferred"}
-    assert airflow.test("train", "2024-01").state == "success"
+    airflow.promote(january)
     assert airflow.test("predict", "2024-02").state == "success"
     partition = Path(airflow.world.store, "predictions", airflow.name, "window=2024-02")
     aside = partition.rename(partition.with_name("aside"))
@@ -216,24 +225,22 @@ def test_late_labels_of_a_judged_window_are_said_and_not_judged_twice(watched: A
     assert "400 labels of 400" in asked["verdict"]["reasons"][0]
 
 
-def test_labels_by_default_are_the_target_of_the_source_when_it_has_come(airflow: Airflow) -> None:
-    toy.months(airflow.folder, ("2024-01",))
+def test_labels_by_default_are_the_target_of_the_source_when_it_has_come(watched: Airflow) -> None:
     bare = toy.rows("2024-02").drop_columns(["y"])
-    toy.write(bare, airflow.folder / "data" / "2024-02.parquet")
-    airflow.declare(monitor={**MONITOR, "performance": {}})
-    assert airflow.test("train", "2024-01").state == "success"
-    assert airflow.test("predict", "2024-02").state == "success"
-    first = judged(airflow.test("monitor_performance"), "performance")
+    toy.write(bare, watched.folder / "data" / "2024-02.parquet")
+    watched.declare(monitor={**MONITOR, "performance": {}})
+    assert watched.test("predict", "2024-02").state == "success"
+    first = judged(watched.test("monitor_performance"), "performance")
     assert first["verdict"]["status"] == "insufficient_data"
     assert "the labels have no column 'y' yet" in first["verdict"]["reasons"]
-    toy.months(airflow.folder, ("2024-02",))
-    assert judged(airflow.test("monitor_performance"), "performance")["verdict"]["status"] == "ok"
+    toy.months(watched.folder, ("2024-02",))
+    assert judged(watched.test("monitor_performance"), "performance")["verdict"]["status"] == "ok"
 
 
-def test_predictions_of_a_former_champion_warn_and_ask_for_nothing(airflow: Airflow) -> None:
+def test_predictions_of_a_former_champion_warn_and_ask_for_nothing(airflow: Airflow, january: Trained) -> None:
     toy.months(airflow.folder)
     airflow.declare(monitor=MONITOR)
-    assert airflow.test("train", "2024-01").state == "success"
+    airflow.promote(january)
     assert airflow.test("predict", "2024-02").state == "success"
     labels(airflow, "2024-02", wrong=True)
     version = toy.make_version(airflow.world, "sha256:other")
