@@ -212,7 +212,8 @@ def train(world: World, window: str, **sections: Any) -> Trained:
 
 def adopt(world: World, trained: Trained, declaration: Declaration, *, until: str = "promote") -> dict[str, Outcome]:
     """Register, judge and promote another world's training as this world's own, by what is declared here."""
-    shutil.copytree(trained.world.store, world.store, dirs_exist_ok=True)
+    if not Path(world.store).exists():
+        shutil.copytree(trained.world.store, world.store)
     outcomes = dict(trained.outcomes)
     for stage in ("register", "validate_model", "promote"):
         call = next_call(declaration, stage, outcomes, trained.window, trained.window, world.store, world.registry)
