@@ -352,6 +352,36 @@ def promoted(airflow_home: Path, january: Trained, tmp_path_factory: pytest.Temp
         yield running
 
 
+@pytest.fixture
+def untried(trained: Airflow) -> Airflow:
+    """Airflow that has trained on January and run nothing yet: a run of January finds its training done."""
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+    from sqlalchemy import delete
+
+    for kept in Path(trained.world.store).iterdir():
+        if kept.name not in ("artifacts", "cache"):
+            shutil.rmtree(kept)
+    api = toy.registry_of(trained.world.store, trained.world.registry).api
+    for alias in api.aliases(trained.name):
+        api.set_alias(trained.name, alias, None)
+    with create_session() as session:
+        session.execute(delete(DagRun).where(DagRun.dag_id == f"{trained.name}.train"))
+    return trained
+
+
+@pytest.fixture(scope="module")
+def trained(airflow_home: Path, mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
+    """What `untried` hands out, made once."""
+    folder = tmp_path_factory.mktemp("trained")
+    registry = toy.registry_ref(mlflow_server, f"toy-{uuid.uuid4().hex[:10]}")
+    with airflow_of(World(folder, str(folder / "store"), registry)) as running:
+        toy.months(folder)
+        toy.train(running.world, "2024-01")
+        running.declare()
+        yield running
+
+
 @pytest.fixture(scope="session")
 def january(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """The toy of January, trained once: nobody's champion until somebody promotes it."""

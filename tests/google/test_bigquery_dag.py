@@ -14,6 +14,7 @@ from airflow_mlops.registry.verdicts import Verdicts
 from tests import toy
 from tests.airflow_fixtures import Airflow
 from tests.loopback.gcs import PROJECT
+from tests.toy import Trained
 
 
 @pytest.fixture
@@ -60,9 +61,9 @@ def test_a_pipeline_trains_on_bigquery_and_is_watched_without_a_row(airflow: Air
     assert len(lake.statements) == 2
 
 
-def test_drift_is_found_there(airflow: Airflow, lake: Any) -> None:
+def test_drift_is_found_there(airflow: Airflow, lake: Any, january: Trained) -> None:
     airflow.declare(data={"source": {"connection": "lake", "table": "shop.toy"}}, retries=0)
-    assert airflow.test("train", "2024-02").state == "success"
+    airflow.promote(january)
     lake.load("shop.toy", toy.rows("2024-03", shift=2.0))
     judged = airflow.test("monitor", "2024-03")
     assert judged.state == "success", judged.errors

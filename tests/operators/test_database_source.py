@@ -22,6 +22,7 @@ from airflow_mlops.spec.window import shift, window_before
 from airflow_mlops.stages import database
 from tests import toy
 from tests.airflow_fixtures import Airflow
+from tests.toy import Trained
 
 PASSWORD = "s3cr3t-of-the-warehouse"
 QUERY = "SELECT id, at, amount, age, region, member, y FROM toy_rows"
@@ -90,12 +91,16 @@ LABELS = "SELECT id, y FROM toy_rows WHERE at >= :start AND at < :end"
 
 
 def test_labels_that_a_database_gets_later_are_looked_for_once_a_day(
-    airflow: Airflow, warehouse: dbapi.Connection, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    airflow: Airflow,
+    warehouse: dbapi.Connection,
+    january: Trained,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     toy.months(airflow.folder)
     rule = {"labels": {"connection": "warehouse", "query": LABELS}, "min_labels": 300}
     airflow.declare(monitor={"performance": rule}, retries=0)
-    assert airflow.test("train", "2024-01").state == "success"
+    airflow.promote(january)
     assert airflow.test("predict", "2024-02").state == "success"
 
     def judged() -> Any:

@@ -264,7 +264,9 @@ def test_where_nothing_serves_the_deployment_only_warns(promoted: World, outcome
     assert [entry.kind for entry in ledger(promoted).entries()] == ["promotion", "promotion"]
 
 
-def test_a_deployment_of_what_was_rolled_back_meanwhile_changes_nothing(promoted: World, outcomes: dict[str, Outcome]) -> None:
+def test_a_deployment_of_what_was_rolled_back_meanwhile_changes_nothing(
+    promoted: World, outcomes: dict[str, Outcome]
+) -> None:
     carry_on(promoted, outcomes, "2024-02", "promote")
     move(promoted, "rollback", "1", "elsewhere")
     before = toy.state_of(promoted)
