@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from airflow_mlops.stages.scoring import evaluate
 from airflow_mlops.stages.tables import read_table
 from airflow_mlops.stages.validate_model import judge
 from tests import toy
-from tests.toy import World
+from tests.toy import Trained, World
 
 RANDOM = {"split": {"by": "random", "test": 0.4}}
 EASY = {"versus_champion": {"min_rows": 50, "resamples": 200}}
@@ -41,6 +42,22 @@ def ids(ref: ArtifactRef, world: World) -> set[str]:
 def train(world: World, run_id: str = "a", month: str = "2024-01", **sections: Any) -> dict[str, Outcome]:
     declaration = toy.declare(world.folder, **{"prepare": RANDOM, "validate_model": EASY, **sections})
     return toy.run_plan(declaration, month, run_id, world.store, world.registry)
+
+
+@pytest.fixture(scope="module")
+def january(mlflow_server: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """January's model and its evaluation, made once."""
+    folder = tmp_path_factory.mktemp("january")
+    toy.months(folder, ("2024-01",))
+    registry = toy.registry_ref(mlflow_server, f"january-{uuid.uuid4().hex[:10]}")
+    return toy.train(World(folder, str(folder / "store"), registry), "2024-01", prepare=RANDOM, validate_model=EASY)
+
+
+@pytest.fixture
+def first(world: World, january: Trained) -> dict[str, Outcome]:
+    """January's model is the champion."""
+    toy.months(world.folder)
+    return toy.adopt(world, january, toy.declare(world.folder, prepare=RANDOM, validate_model=EASY))
 
 
 def test_metrics_and_slices_are_sklearns_on_the_held_out_rows(world: World) -> None:
@@ -105,17 +122,16 @@ def test_other_tasks_are_measured_by_their_own_metrics(world: World, task: str) 
     assert again["validate_model"].verdict.status == "rejected"
 
 
-def test_retraining_on_the_same_window_tests_on_rows_that_neither_has_seen(world: World) -> None:
-    toy.months(world.folder)
-    first, second = train(world), train(world, "b", train={"params": {"C": 0.5}})
+def test_retraining_on_the_same_window_tests_on_rows_that_neither_has_seen(
+    world: World, first: dict[str, Outcome]
+) -> None:
+    second = train(world, "b", train={"params": {"C": 0.5}})
     assert ids(first["prepare"].outputs["test"], world) == ids(second["prepare"].outputs["test"], world)
     _, table = evaluation_of(second, world)
     assert not any(table["champion.seen"].to_pylist())
 
 
-def test_rows_that_the_champion_was_trained_on_are_left_out(world: World) -> None:
-    toy.months(world.folder)
-    first = train(world)
+def test_rows_that_the_champion_was_trained_on_are_left_out(world: World, first: dict[str, Outcome]) -> None:
     by_time = {"prepare": {"split": {"by": "time", "test": 0.7}}, "train": {"windows": {"last": 2}}}
     second = train(world, "b", "2024-02", **by_time)
     evaluation, table = evaluation_of(second, world)
@@ -146,9 +162,8 @@ def test_a_group_the_champion_knows_is_left_out_whole(world: World) -> None:
     assert all(len(each) == 1 for each in flags.values()) and {True} in flags.values() and {False} in flags.values()
 
 
+@pytest.mark.usefixtures("first")
 def test_too_few_new_rows_decide_nothing_and_promote_nothing(world: World) -> None:
-    toy.months(world.folder)
-    train(world)
     before = toy.state_of(world)
     outcomes = train(world, "b", "2024-02", validate_model={})
     assert outcomes["validate_model"].verdict.status == "insufficient_data"
@@ -191,16 +206,15 @@ def test_a_worse_challenger_changes_nothing_but_the_ledger(world: World) -> None
     ("gate", "said"), [({"min": {"roc_auc": 0.99}}, "below 0.99"), ({"max": {"log_loss": 0.01}}, "above 0.01")]
 )
 def test_a_first_model_outside_the_limits_is_rejected_however_often(
-    world: World, gate: dict[str, Any], said: str
+    world: World, january: Trained, gate: dict[str, Any], said: str
 ) -> None:
-    toy.months(world.folder)
     declaration = toy.declare(world.folder, prepare=RANDOM, validate_model=gate)
-    outcomes = toy.run_plan(declaration, "2024-01", "a", world.store, world.registry)
+    outcomes = toy.adopt(world, january, declaration, until="validate_model")
     assert outcomes["validate_model"].verdict.status == "rejected"
     assert said in outcomes["validate_model"].verdict.reasons[0]
     before = toy.state_of(world)
     assert before["aliases"] == {} and len(before["ledger"]) == 1
-    again = toy.next_call(declaration, "validate_model", outcomes, "2024-01", "a", world.store, world.registry)
+    again = toy.next_call(declaration, "validate_model", outcomes, "2024-01", "2024-01", world.store, world.registry)
     assert run(again).digest == outcomes["validate_model"].digest
     assert toy.state_of(world) == before
 
@@ -251,9 +265,8 @@ def test_a_gate_that_cannot_be_computed_is_an_error_not_a_no(world: World) -> No
     failing(world, "'roc_auc' is not defined on the 80 held-out rows: they have one class", GateError, "e", prepare={})
 
 
+@pytest.mark.usefixtures("first")
 def test_a_champion_that_answers_another_question_is_not_compared(world: World) -> None:
-    toy.months(world.folder)
-    train(world)
     failing(world, "champion 1 answers another question", GateError, train={"estimator": "sklearn.linear_model.Ridge"})
 
 
@@ -264,11 +277,9 @@ def test_a_class_that_training_never_saw_is_told(world: World) -> None:
     failing(world, "classes that training never saw: 7; allowed: 0, 1", DataError, prepare={})
 
 
-def test_a_challenger_of_another_run_is_not_judged(world: World) -> None:
-    toy.months(world.folder)
+def test_a_challenger_of_another_run_is_not_judged(world: World, first: dict[str, Outcome]) -> None:
     declaration = toy.declare(world.folder, prepare=RANDOM)
-    outcomes = toy.run_plan(declaration, "2024-01", "a", world.store, world.registry)
-    call = toy.next_call(declaration, "evaluate", outcomes, "2024-01", "a", world.store, world.registry)
+    call = toy.next_call(declaration, "evaluate", first, "2024-01", "a", world.store, world.registry)
     other = call.input("model").model_copy(update={"digest": "sha256:0"})
     with pytest.raises(GateError, match="is not the one that its run has logged"):
         run(call.model_copy(update={"inputs": {**call.inputs, "model": other}}))
