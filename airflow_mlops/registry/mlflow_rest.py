@@ -127,7 +127,7 @@ class MlflowRest:
             max_results=1,
         )
         runs = answer.get("runs", [])
-        return str(runs[0]["info"]["run_id"]) if runs else None
+        return self._seen(runs[0]["info"]) if runs else None
 
     def find_runs(self, experiment_id: str, tag: str, value: str) -> list[Run]:
         found: list[Run] = []
@@ -158,7 +158,7 @@ class MlflowRest:
             start_time=millis(at),
             tags=_pairs(tags),
         )
-        return str(answer["run"]["info"]["run_id"])
+        return self._seen(answer["run"]["info"])
 
     def end_run(self, run_id: str, status: str, *, at: datetime | None = None) -> None:
         self._ask("POST", "runs/update", run_id=run_id, status=status, end_time=millis(at))
@@ -178,6 +178,7 @@ class MlflowRest:
 
     def logged(self, run_id: str) -> Logged:
         found = self._ask("GET", "runs/get", run_id=run_id)["run"]
+        self._seen(found["info"])
         data = found["data"]
         params, tags = ({each["key"]: each["value"] for each in data.get(kind, [])} for kind in ("params", "tags"))
         metrics = {each["key"]: float(each["value"]) for each in data.get("metrics", [])}
@@ -220,10 +221,16 @@ class MlflowRest:
         return target
 
     def _root(self, run_id: str) -> str | None:
-        """Where a run's artifacts are on the server, which never changes; None where it does not serve them."""
+        """Where a run's artifacts are on the server; None where it does not serve them."""
         if run_id not in self._roots:
-            self._roots[run_id] = _served(self.logged(run_id).artifacts)
+            self.logged(run_id)
         return self._roots[run_id]
+
+    def _seen(self, info: Mapping[str, Any]) -> str:
+        """Remember where a run's artifacts are, which never changes; return its id."""
+        run_id = str(info["run_id"])
+        self._roots[run_id] = _served(str(info.get("artifact_uri", "")))
+        return run_id
 
     def _bring_folder(self, path: str, target: Path, what: str) -> int:
         """Bring what lies under a path here; return how many files there are."""
@@ -268,9 +275,8 @@ class MlflowRest:
 
     def run_of_model(self, model_id: str) -> str:
         found = self._ask("GET", f"logged-models/{model_id}")["model"]["info"]
-        run_id = str(found.get("source_run_id", ""))
-        run = self._ask("GET", "runs/get", run_id=run_id)["run"]["info"]
-        return usable(model_id, str(found.get("status", "")), run_id, str(run["lifecycle_stage"]))
+        run = self._ask("GET", "runs/get", run_id=str(found.get("source_run_id", "")))["run"]["info"]
+        return usable(model_id, str(found.get("status", "")), self._seen(run), str(run["lifecycle_stage"]))
 
     def versions_tagged(self, model: str, tag: str, value: str) -> list[Version]:
         answer = self._ask("GET", "model-versions/search", filter=tagged_versions(model, tag, value), max_results=100)
