@@ -76,10 +76,11 @@ def rows(month: str, count: int = 400, *, seed: int | None = None, shift: float 
 
 
 def write(table: pa.Table, file: Path) -> Path:
-    """Write a table as Parquet."""
+    """Write a table as Parquet; a sensor that looks meanwhile sees all of it, or nothing."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, file)
-    return file
+    half = file.with_name(f".{file.name}.half")
+    pq.write_table(table, half)
+    return half.replace(file)
 
 
 def months(folder: Path, keys: Iterable[str] = MONTHS, count: int = 400, **options: Any) -> None:

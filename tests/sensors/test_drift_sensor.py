@@ -180,7 +180,7 @@ def test_a_rescheduled_sensor_gives_its_worker_back_and_looks_again(champion: Ai
     for month in ("2024-02", "2024-03"):
         (champion.folder / "data" / f"{month}.parquet").unlink()
     assert champion.run(f"{champion.name}.own").states == {"data_drift": "up_for_reschedule"}
-    timer = threading.Timer(2.0, toy.months, (champion.folder,))
+    timer = threading.Timer(2.0, toy.months, (champion.folder, ("2024-02", "2024-03")))
     timer.start()
 
     run = champion.test(f"{champion.name}.own")
