@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,9 +148,6 @@ def until(platform: Native, what: Callable[[], Any], seconds: float = 400) -> An
 
     def ready() -> bool:
         found[:] = [what()]
-        if not found[0]:
-            # The question costs the server more than the wait.
-            time.sleep(1)
         return bool(found[0])
 
     platform.wait("airflow-scheduler", ready, seconds)
@@ -211,8 +207,9 @@ def test_the_loop_ends_exactly_once_though_a_worker_and_the_scheduler_are_killed
         platform.lose(trainer(platform))
         platform.lose("airflow-scheduler")
         (platform.home / "held").unlink()
-        # The other worker does it all.
         platform.start_service("airflow-scheduler")
+        (lost,) = set(platform.workers) - set(platform.running())
+        platform.start_service("airflow-worker", lost)
 
         (second,) = trainings(platform)
         until(platform, lambda: ended(platform, second))
