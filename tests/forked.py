@@ -15,6 +15,7 @@ import logging
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -176,8 +177,9 @@ def _run(
 @cache
 def _parent(libraries: tuple[str, ...]) -> str:
     """The address of the process that has these libraries; it ends with this one."""
-    folder = tempfile.TemporaryDirectory(prefix="forked-")
-    path = os.path.join(folder.name, "socket")
+    # No TemporaryDirectory: a process that Airflow forks from this one drops its exit functions, which would remove it.
+    folder, ours = tempfile.mkdtemp(prefix="forked-"), os.getpid()
+    path = os.path.join(folder, "socket")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen(100)
@@ -187,8 +189,9 @@ def _parent(libraries: tuple[str, ...]) -> str:
         )
 
     def end() -> None:
-        with folder:
+        if os.getpid() == ours:
             parent.communicate()
+            shutil.rmtree(folder)
 
     atexit.register(end)
     return path
