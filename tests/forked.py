@@ -37,6 +37,7 @@ from tests import asking
 OURS = (
     "airflow_mlops.cli.run",
     "airflow_mlops.cli.serve",
+    "airflow_mlops.google.job",
     "airflow_mlops.serving.main",
     "airflow_mlops.serving.scorer",
     *(
@@ -50,7 +51,7 @@ OURS = (
     "sklearn.compose",
     "sklearn.linear_model",
 )
-"""What a run needs from its first stage to its last, and a model server with its scorer."""
+"""What a run needs from its first stage to its last, a job on Vertex AI, and a model server with its scorer."""
 AIRFLOW = ("airflow.sdk", "airflow.dag_processing.dagbag")
 """What has been imported where Airflow parses a DAG file. None of ours has any of it."""
 ROOT = Path(__file__).parents[1]

@@ -8,18 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.loopback.gcs import client_environment
-from tests.loopback.processes import Processes, processes
 
 if TYPE_CHECKING:
     from tests.loopback.secretmanager import SecretService
     from tests.loopback.vertex import VertexService
-
-
-@pytest.fixture(scope="session")
-def job_processes() -> Iterator[Processes]:
-    """What jobs are forked from."""
-    with processes() as running:
-        yield running
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +32,11 @@ def secret_manager(secret_server: SecretService, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture(scope="session")
-def vertex_server(job_processes: Processes) -> Iterator[VertexService]:
+def vertex_server() -> Iterator[VertexService]:
     """Vertex AI's jobs, for the whole session."""
     from tests.loopback.vertex import VertexService
 
-    with VertexService(job_processes) as service:
+    with VertexService() as service:
         yield service
         service.forget()
 

@@ -25,7 +25,7 @@ from google.protobuf.json_format import MessageToDict
 from google.rpc.status_pb2 import Status
 
 from tests.conftest import QUIET
-from tests.loopback.processes import Process, Processes
+from tests.loopback.processes import Job, kill, start
 from tests.loopback.rest import RefusedError, RestService, route
 
 ACCOUNT = json.dumps({"conn_type": "google_cloud_platform", "extra": {"is_anonymous": True}})
@@ -39,7 +39,7 @@ class _Job:
     """What runs of a job: its processes and its log."""
 
     def __init__(self) -> None:
-        self.processes: list[Process] = []
+        self.processes: list[Job] = []
         self.folder = Path(tempfile.mkdtemp(prefix="vertex-job-"))
         self.cancelled = self.preempted = False
 
@@ -47,9 +47,9 @@ class _Job:
 class VertexService(RestService):
     """``customJobs`` and ``hyperparameterTuningJobs``, on the paths that Google's clients ask."""
 
-    def __init__(self, running: Processes) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._running, self._guard = running, threading.RLock()
+        self._guard = threading.RLock()
         self._numbers = count(4_000_000_000)
         self.environment: dict[str, str] = {}
         """What a job finds on its machine: where services are, and who it is."""
@@ -61,7 +61,7 @@ class VertexService(RestService):
         with self._guard:
             for job in getattr(self, "_at", {}).values():
                 for process in job.processes:
-                    process.kill()
+                    kill(process)
                 shutil.rmtree(job.folder, ignore_errors=True)
             self.jobs: dict[str, Any] = {}
             """Every job by its name, as Google's own message."""
@@ -81,12 +81,12 @@ class VertexService(RestService):
         job = self._at[name]
         job.preempted = True
         for process in list(job.processes):
-            process.kill()
+            kill(process)
 
     def break_down(self, name: str) -> None:
         """Let the process of a job end without a word."""
         for process in list(self._at[name].processes):
-            process.kill()
+            kill(process)
 
     @route("POST", "v1/{parent=projects/*/locations/*}/customJobs", T.CreateCustomJobRequest, "custom_job")
     def create_custom_job(self, asked: Any) -> Any:
@@ -215,14 +215,15 @@ class VertexService(RestService):
                     **{each.name: each.value for each in container.env},
                 }
                 command = [*container.command, *container.args, *point]
-                started.append(self._running.start(command, environment, at_place, cold=self.cold))
+                started.append(start(command, environment, at_place, cold=self.cold))
             at.processes += started
             for process in started:
-                while not process.ended.wait(0.02):
+                while process.poll() is None:
                     if time.monotonic() > until or at.cancelled:
-                        process.kill()
-                        process.ended.wait(10)
+                        kill(process)
+                        process.wait(10)
                         break
+                    time.sleep(0.02)
             if at.cancelled:
                 return None
             if time.monotonic() > until:
@@ -232,10 +233,10 @@ class VertexService(RestService):
                 if spec.scheduling.restart_job_on_worker_restart:
                     continue
                 return Status(code=10, message="The machine of workerpool0-0 was preempted.")
-            failed = [place for place, process in zip(places, started, strict=True) if process.code]
+            failed = [place for place, process in zip(places, started, strict=True) if process.returncode]
             if failed:
                 pool, index = failed[0]
-                code = started[places.index(failed[0])].code
+                code = started[places.index(failed[0])].returncode
                 words = f"The replica workerpool{pool}-{index} exited with a non-zero status of {code}."
                 return Status(code=3, message=words)
             return None
