@@ -30,7 +30,7 @@ IMPATIENT = """
 for dag in [value for value in globals().values() if hasattr(value, "task_dict")]:
     for task in dag.tasks:
         if hasattr(task, "poll_interval"):
-            task.poll_interval = 2.0
+            task.poll_interval = 4.0
 """
 
 
@@ -274,7 +274,6 @@ def running(tmp_path_factory: pytest.TempPathFactory, cloud: Cloud) -> Iterator[
     environment = {
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "10",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "2",
-        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "2",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "15",

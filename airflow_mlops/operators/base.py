@@ -347,7 +347,8 @@ class StageOperator(StageTask, BaseOperator):
     :param backend_options: what the backend is made with.
     :param runtime: run the stage in a process of its own, without Airflow: ``{"python": PATH}`` in that interpreter,
         ``{"requirements": FILE}`` in an environment built from that file, each with ``"memory": "2GiB"`` at most.
-    :param poll_interval: seconds between two looks at a remote job.
+    :param poll_interval: seconds between two looks at a remote job; with less than 8, Airflow may fail
+        a task whose job ends at once (see `airflow_mlops.triggers.window.NOTED`).
     """
 
     def __init__(

@@ -19,7 +19,7 @@ class JobTrigger(BaseTrigger):
     :param backend: the backend's name.
     :param options: what the backend is made with.
     :param handle: the job, as the JSON of a `Handle`.
-    :param poll_interval: seconds between two looks.
+    :param poll_interval: seconds between two looks, and before the first; see `airflow_mlops.triggers.window.NOTED`.
     """
 
     def __init__(
@@ -42,8 +42,6 @@ class JobTrigger(BaseTrigger):
         """Look at the job until it has ended."""
         # Hundreds may begin at once, and the loop is everybody's.
         backend, handle = await asyncio.to_thread(_made, self.backend, self.options, self.handle)
-        # The first look comes late on purpose: a task that is resumed before the executor has taken note of its
-        # deferral is failed by the scheduler.
         while True:
             await asyncio.sleep(self.poll_interval)
             try:

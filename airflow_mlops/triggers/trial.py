@@ -26,7 +26,7 @@ class TrialTrigger(BaseTrigger):
     :param params: the trial's rules, as JSON.
     :param version: the version on trial.
     :param since: when it began, in ISO 8601.
-    :param poll_interval: seconds between two looks.
+    :param poll_interval: seconds between two looks, and before the first; see `airflow_mlops.triggers.window.NOTED`.
     """
 
     def __init__(

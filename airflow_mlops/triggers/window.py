@@ -102,6 +102,12 @@ def arrived(arguments: dict[str, Any], ledger: Ledger | None = None) -> Window |
     return look(**arguments, ledger=ledger)
 
 
+NOTED = 8.0
+"""Seconds after which Airflow has taken note of a deferral. It fails a task that runs again before that ("finished with
+state success, but the task instance's state attribute is running", apache/airflow#72716). Its worker reports up to
+``[workers] min_heartbeat_interval`` late, 5 seconds by default, and the scheduler reads that in its next loop."""
+
+
 class WindowTrigger(BaseTrigger):
     """Fires once, with the window's key, when its data has arrived.
 
@@ -121,7 +127,7 @@ class WindowTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look for the window's data until it is there."""
         # A triggerer that starts has all its triggers at once: they take their turns within the interval.
-        pause = self.poll_interval * random()  # noqa: S311
+        pause = min(self.poll_interval, NOTED) + self.poll_interval * random()  # noqa: S311
         ledger: Ledger | None = None
         while True:
             await asyncio.sleep(pause)

@@ -37,7 +37,6 @@ QUICK = {
     # A lost task is noticed by its heartbeats; Airflow's five minutes are for real clusters.
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
-    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "3",
     "AIRFLOW__API__WORKERS": "1",
     "AIRFLOW__CELERY__WORKER_CONCURRENCY": "2",
     # Without what only an alarm or a plot needs: there is one alarm here, and each worker would pay for it.
