@@ -243,17 +243,13 @@ class History:
         )
 
     def _decided(self, entry: Entry) -> Event:
-        before, after = entry.champion_before, entry.champion_after
-        # The arrow stands between spaces that do not break.
-        moved = f"champion {before or 'none'}\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}{after or 'none'}"
-        if before == after:
-            moved = f"champion {after} stays" if after else "there is no champion still"
         answers = (f"answers request {', '.join(entry.requests)}",) if entry.requests else ()
         return Event(
             at=entry.at,
             word=entry.kind,
             tone=_DECISIONS.get(entry.kind, "plain"),
-            sentence=f"version {entry.version}: {moved}",
+            # The arrow stands between spaces that do not break.
+            sentence=entry.told.replace(" -> ", "\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}"),
             notes=(*entry.reasons, *answers),
             links=_links(self._version(entry.version), _outside("Model card", entry.card), self._run(entry.run)),
         )

@@ -102,7 +102,7 @@ def test_the_list_tells_how_every_model_stands(store: Store, admin: Browser) -> 
     assert "version 2: champion 1 → 2" in text
     assert "roc_auc 0.7440 against 0.6770 of champion 1" in text
     assert "drift 2024-03" in text and "1 waiting" in text
-    assert "version 7: there is no champion still roc_auc 0.5100 is below 0.55" in text
+    assert "version 7 was turned away: there is no champion still roc_auc 0.5100 is below 0.55" in text
 
 
 def test_the_timeline_merges_verdicts_requests_and_the_ledger_newest_window_first(store: Store, admin: Browser) -> None:
