@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
+import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.cli.where import add_environment
-from airflow_mlops.errors import DeliveryError
+from airflow_mlops.errors import DeliveryError, MlopsError
 
 if TYPE_CHECKING:
     from airflow_mlops.delivery.bundle import Bundle
@@ -136,7 +138,7 @@ def _release(
     from airflow_mlops.delivery.release import deploy
 
     declarations_in(bundle, environment)
-    started = time.monotonic()
+    started, begun = time.monotonic(), datetime.now(UTC)
     entry = deploy(
         place_of(target),
         bundle,
@@ -147,6 +149,10 @@ def _release(
         timeout=target.timeout,
         action=action,
     )
+    if entry.at < begun:
+        print(f"{bundle.manifest.name} {entry.version} runs in {environment} since {entry.at:%Y-%m-%d %H:%M} UTC")
+        print(f"  digest   {entry.digest}")
+        return 0
     smoke = ", ".join(each.dag for each in target.smoke) or "none declared"
     print(f"{bundle.manifest.name} {entry.version} runs in {environment} ({time.monotonic() - started:.1f} s)")
     print(f"  digest   {entry.digest}\n  smoke    {smoke}")
@@ -181,25 +187,32 @@ def _list(options: argparse.Namespace) -> int:
 
     only = options.environment
     targets = {only: target_of(options.config, only)} if only else read_settings(options.config).environments
-    logs = {}
+    logs, unknown = {}, False
     for environment, target in targets.items():
-        place = place_of(target)
-        names = [name for name in place.names() if options.name in (None, name)]
-        logs[environment] = {name: place.look(name).entries for name in names}
+        try:
+            place = place_of(target)
+            names = [name for name in place.names() if options.name in (None, name)]
+            logs[environment] = {name: place.look(name).entries for name in names}
+        except MlopsError as error:
+            if only:
+                raise
+            # Of the others it can be told.
+            print(f"{environment}: {error}", file=sys.stderr)
+            unknown = True
     if options.json:
         told = {
             environment: {name: [each.model_dump(mode="json") for each in entries] for name, entries in found.items()}
             for environment, found in logs.items()
         }
         print(json.dumps(told, indent=1))
-        return 0
+        return int(unknown)
     for environment, found in logs.items():
         print(f"{environment}: {'' if found else 'nothing was released there'}".rstrip())
         for name, entries in found.items():
             now, half = running(entries), unfinished(entries)
             for entry in entries if only else filter(None, [now]):
                 mark = "*" if now and entry.number == now.number else " "
-                reason = f": {entry.reason.splitlines()[0]}" if entry.reason else ""
+                reason = f": {' '.join(entry.reason.split())}" if entry.reason else ""
                 print(
                     f" {mark}{name} {entry.version} {short(entry.digest)}  {entry.action} {entry.kind}"
                     f"  {entry.at:%Y-%m-%d %H:%M} UTC by {entry.by} from {entry.source}{reason}"
@@ -208,7 +221,7 @@ def _list(options: argparse.Namespace) -> int:
                 print(f"  {name} {half.version} is half-finished, since {half.at:%Y-%m-%d %H:%M} UTC by {half.by}")
             elif not now:
                 print(f"  {name}: nothing runs")
-    return 0
+    return int(unknown)
 
 
 def _diff(options: argparse.Namespace) -> int:

@@ -56,6 +56,8 @@ class Entry(BaseModel):
     """Where it came from: a file, or another environment."""
     before: str | None = None
     """The digest of what ran before."""
+    pipelines: tuple[str, ...] = ()
+    """The pipelines that it declares."""
     by: str
     """Who released it."""
     at: datetime
@@ -158,8 +160,7 @@ class StorePlace(Place):
             raise DeliveryError(
                 f"{self.where}/{pointer_file(name)} was not written by {_MARK}", fix="rename it, or build with --name"
             )
-        entries = AppendLog(self.store, RELEASES, name, "log").entries()
-        return State([Entry.model_validate(each) for each in entries], text, seen)
+        return State([Entry.model_validate(each) for each in self._log(name).entries()], text, seen)
 
     def bundle(self, name: str, digest: str) -> Bundle:
         """The files of a release, each held against its digest, the unpacked code as well."""
@@ -189,16 +190,24 @@ class StorePlace(Place):
 
     def finish(self, state: State, name: str, entry: Entry, pointer: str | None) -> None:
         """Make the pointer say what it should, and write how a release has ended."""
+        # A disk has no conditional write. Who was taken back meanwhile must not put back what others have replaced.
+        if len(self._log(name).entries()) >= entry.number:
+            raise self._conflict(name)
         if pointer != state.pointer:
             self._switch(name, pointer, state.seen)
         self._append(name, entry)
 
     def _append(self, name: str, entry: Entry) -> None:
-        value = entry.model_dump(mode="json")
-        if not AppendLog(self.store, RELEASES, name, "log").append(entry.number, value):
-            raise ReleaseConflictError(
-                f"somebody else is releasing {name!r} in {self.where}", fix="airflow-mlops release list, then again"
-            )
+        if not self._log(name).append(entry.number, entry.model_dump(mode="json")):
+            raise self._conflict(name)
+
+    def _log(self, name: str) -> AppendLog:
+        return AppendLog(self.store, RELEASES, name, "log")
+
+    def _conflict(self, name: str) -> ReleaseConflictError:
+        return ReleaseConflictError(
+            f"somebody else is releasing {name!r} in {self.where}", fix="airflow-mlops release list, then again"
+        )
 
     def _pointer(self, name: str) -> tuple[str | None, Any]:
         content = self.store.read_bytes(pointer_file(name))

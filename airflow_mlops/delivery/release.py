@@ -69,7 +69,7 @@ def deploy(
         The entry that says that it is deployed; an earlier one where it ran there already.
 
     Raises:
-        ReleaseConflictError: when another release goes on there.
+        ReleaseConflictError: when another release goes on there, or one of another name has one of its pipelines.
         ReleaseFailedError: when Airflow does not load it, or its smoke run fails; what ran before is back.
     """
     manifest = bundle.manifest
@@ -77,8 +77,10 @@ def deploy(
     before = running(state.entries)
     wanted = pointer_text(manifest.name, manifest.version, manifest.digest, environment)
     if before and before.digest == manifest.digest and state.pointer == wanted:
-        place.bundle(manifest.name, before.digest)
-        return before
+        with suppress(DeliveryError):  # what is not as it was is put there anew
+            place.bundle(manifest.name, before.digest)
+            return before
+    _claim(place, manifest, environment)
     started = Entry(
         number=len(state.entries) + 1,
         kind="started",
@@ -88,6 +90,7 @@ def deploy(
         commit=manifest.commit,
         source=source,
         before=before.digest if before else None,
+        pipelines=manifest.pipelines,
         by=by,
         at=datetime.now(UTC),
         until=datetime.now(UTC) + 2 * timeout,
@@ -97,11 +100,13 @@ def deploy(
         watch(manifest, action != "rollback")
     except BaseException as error:
         why = str(error) or type(error).__name__
-        _put_back(place, state, started, before, manifest.name, environment, why)
+        back = _put_back(place, state, started, before, manifest.name, environment, why)
         if not isinstance(error, MlopsError):
             raise
         told = f"{before.version} runs again" if before else "nothing ran before it, and nothing runs now"
-        if before:
+        if not back:
+            told = "somebody has taken it back since, and that was left as it is; try: airflow-mlops release list"
+        elif before:
             try:
                 watch(place.bundle(manifest.name, before.digest).manifest, False)
             except MlopsError as other:
@@ -196,7 +201,27 @@ def _abandon(place: Place, state: State, name: str, environment: str, half: Entr
 
 def _put_back(
     place: Place, state: State, half: Entry, before: Entry | None, name: str, environment: str, why: str
-) -> None:
+) -> bool:
+    """Let what ran before run again; False where somebody has taken over since, and has seen to it."""
     text = pointer_text(name, before.version, before.digest, environment) if before else None
-    with suppress(ReleaseConflictError):  # who has taken over since has seen to it
+    try:
         place.finish(state, name, half.ended("failed", why), text)
+    except ReleaseConflictError:
+        return False
+    return True
+
+
+def _claim(place: Place, manifest: Manifest, environment: str) -> None:
+    """See that no release of another name has a pipeline of this one: Airflow ignores one of two equal DAG ids.
+
+    Raises:
+        ReleaseConflictError: when one has.
+    """
+    for name in place.names():
+        entries = place.look(name).entries if name != manifest.name else []
+        for entry in filter(None, (running(entries), unfinished(entries))):
+            if both := sorted({*entry.pipelines} & {*manifest.pipelines}):
+                raise ReleaseConflictError(
+                    f"{environment} has {both[0]!r} in the release {name} {entry.version}, and would have it twice",
+                    fix=f"airflow-mlops build --name {name}, or leave it out of one of the two",
+                )

@@ -132,6 +132,35 @@ def test_of_two_at_once_one_is_refused(
     assert again().look("churn").pointer == "# airflow-mlops deploy: one"
 
 
+@pytest.mark.parametrize("kind", ["folder", "git", "bucket"])
+@pytest.mark.parametrize("loaded", [True, False])
+def test_who_was_taken_back_leaves_what_others_have_released_since(
+    kind: str, loaded: bool, request: pytest.FixtureRequest, tmp_path: Path, bundles: list[Bundle]
+) -> None:
+    again = reopened(kind, request, tmp_path)
+    first = again()
+    release(first, bundles[0])
+
+    def meanwhile(*_: object) -> None:
+        other = again()
+        rollback(other, "churn", "staging", by="ben", watch=lambda *_: None, timeout=timedelta(minutes=5))
+        release(other, bundles[2], by="ben")
+        if not loaded:
+            raise ReleaseFailedError("Airflow does not load it: timed out")
+
+    with pytest.raises(ReleaseConflictError if loaded else ReleaseFailedError, match="release list"):
+        release(first, bundles[1], meanwhile)
+    assert runs(again()) == ("3.0", bundles[2].manifest.release)
+
+
+def test_a_pipeline_is_released_under_one_name(place: Place, bundles: list[Bundle]) -> None:
+    release(place, bundles[0])
+    renamed = Bundle(bundles[1].manifest.model_copy(update={"name": "other"}), bundles[1].files)
+    with pytest.raises(ReleaseConflictError, match=r"(?s)staging has 'churn' in the release churn 1.0.*--name churn"):
+        release(place, renamed)
+    assert place.names() == ["churn"]
+
+
 def test_a_half_finished_release_is_in_the_way_until_it_counts_as_lost(place: Place, bundles: list[Bundle]) -> None:
     release(place, bundles[0])
     half_finished(place, bundles[1], datetime.now(UTC) + timedelta(hours=1))
@@ -166,6 +195,10 @@ def test_a_release_that_was_changed_where_it_lies_is_not_taken_on(tmp_path: Path
         (folder / path).write_text(before)
     (folder / "pipelines" / "churn.yaml").write_text("name: other")
     # Who deploys it again has its bytes, and mends it.
+    release(place, bundles[0])
+    assert place.bundle("churn", bundles[0].manifest.digest) == bundles[0]
+    # Also where it runs already.
+    (folder / "pipelines" / "churn.yaml").write_text("name: other")
     release(place, bundles[0])
     assert place.bundle("churn", bundles[0].manifest.digest) == bundles[0]
 
