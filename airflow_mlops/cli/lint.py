@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import entry_points
 
 from airflow_mlops.call.code import load
 from airflow_mlops.errors import CodeError, DeclarationError
@@ -55,7 +56,8 @@ def _lint(files: list[str], environment: str) -> list[str]:
 def lint_one(declaration: Declaration) -> list[str]:
     """Every problem of one pipeline by itself, one line each. What it names is imported."""
     family, wrong = _check_code(declaration)
-    return [*problems_of(declaration, family), *wrong, *_check_schema(declaration), *_check_runtime(declaration)]
+    rest = (*_check_schema(declaration), *_check_runtime(declaration), *_check_names(declaration))
+    return [*problems_of(declaration, family), *wrong, *rest]
 
 
 @contextmanager
@@ -169,3 +171,19 @@ def _check_runtime(declaration: Declaration) -> list[str]:
     if os.path.isfile(file):
         return []
     return [declaration.problem(("runtime", "requirements"), f"there is no file {file}")]
+
+
+def _check_names(declaration: Declaration) -> list[str]:
+    """What is chosen by name is installed here."""
+    pipeline = declaration.pipeline
+    named: dict[tuple[str, ...], tuple[str, str | None]] = {
+        ("backend",): ("airflow_mlops.backends", pipeline.backend),
+        ("deploy", "target"): ("airflow_mlops.deployments", pipeline.deploy and pipeline.deploy.target),
+    }
+    problems = []
+    for path, (group, name) in named.items():
+        known = {entry.name for entry in entry_points(group=group)}
+        if name is not None and name not in known:
+            told = f"no package that is installed here has the {path[-1]} {name!r}"
+            problems.append(declaration.problem(path, told, allowed=", ".join(sorted(known))))
+    return problems

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import logging
+import math
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -29,6 +30,8 @@ def serve(options: argparse.Namespace) -> int:
     from airflow_mlops.serving.main import serve as run
     from airflow_mlops.serving.server import Settings
 
+    if wrong := _wrong(options):
+        raise DeclarationError(wrong)
     limits = Limits(_size(options.max_body), options.timeout, _key(options.api_key_file))
     if options.digest and not options.version:
         raise DeclarationError(["--digest says what a --version must be, and none is given"])
@@ -62,6 +65,18 @@ def _registry(options: argparse.Namespace) -> AbstractContextManager[RegistryRef
     if options.files:
         return nullcontext(RegistryRef(uri="", model=options.model, experiment=options.model))
     return registry_in(options, options.model)
+
+
+def _wrong(options: argparse.Namespace) -> list[str]:
+    """What is wrong with numbers."""
+    wrong = [] if 0 <= options.port <= 65535 else [f"--port {options.port}; allowed: 0 to 65535"]
+    for name in ("timeout", "flush"):
+        seconds = getattr(options, name)
+        if not 0 < seconds < math.inf:
+            wrong.append(f"--{name} {seconds:g}; allowed: more than 0 seconds")
+    if options.no_log and options.log_to:
+        wrong.append("--no-log and --log-to contradict each other")
+    return wrong
 
 
 def _size(text: str) -> int:

@@ -6,7 +6,7 @@ can be made again at any time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
@@ -144,16 +144,16 @@ class Ledger:
             model: the digest of the model.
         """
         versions: set[str] = set()
-        held: list[str] = []
+        before: list[str] = []
         found: Entry | None = None
-        for entry in self.entries():
+        for entry, held in _titles(self.entries()):
             if entry.model == model and entry.kind in _AGAINST:
                 versions.add(entry.version)
-            before, held = held, _step(held, entry)
             if entry.champion_after in versions:
                 found = None
             elif entry.kind == "rollback" and versions & (set(before) - set(held)):
                 found = entry
+            before = held
         return found
 
     def decided(self) -> Entry | None:
@@ -251,21 +251,28 @@ def titles(entries: Sequence[Entry]) -> list[str]:
     """The champions that rollbacks step back through, the present one last.
 
     A promotion adds one. A rollback takes away what came after the version that it puts back, so that two in a row go
-    back two steps; a version that is none of these takes the place of the champion.
+    back two steps. One that goes forward again, to a version that was promoted after the champion, adds it; any other
+    takes the place of the champion.
     """
+    return [[], *(held for _, held in _titles(entries))][-1]
+
+
+def _titles(entries: Iterable[Entry]) -> Iterator[tuple[Entry, list[str]]]:
+    """Each entry, with the titles after it."""
     held: list[str] = []
+    promoted: dict[str, int] = {}
     for entry in entries:
-        held = _step(held, entry)
-    return held
-
-
-def _step(held: list[str], entry: Entry) -> list[str]:
-    if entry.kind == "promotion":
-        return [*held, entry.version]
-    if entry.kind == "rollback":
-        earlier = [at for at, version in enumerate(held[:-1]) if version == entry.version]
-        return held[: earlier[-1] + 1] if earlier else [*held[:-1], entry.version]
-    return held
+        if entry.kind == "promotion":
+            held = [*held, entry.version]
+            promoted[entry.version] = entry.number
+        elif entry.kind == "rollback":
+            earlier = [at for at, version in enumerate(held[:-1]) if version == entry.version]
+            if earlier:
+                held = held[: earlier[-1] + 1]
+            else:
+                forward = promoted.get(entry.version, 0) > promoted.get(held[-1], 0)
+                held = [*(held if forward else held[:-1]), entry.version]
+        yield entry, held
 
 
 def _conflict(model: str, kind: Kind, version: str, before: str | None, now: str | None) -> PromotionConflictError:

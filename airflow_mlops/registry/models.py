@@ -172,9 +172,11 @@ class ModelRegistry:
         if version is None:
             version = self.ledger.previous()
         if version is None:
+            champion = self.ledger.champion()
+            others = [each for each in promotions if each != champion]
             raise ModelNotFoundError(
-                f"{self.ref.model!r} has no champion before {self.ledger.champion() or 'the first one'} to go back to",
-                allowed=f"with a version: {', '.join(promotions)}" if promotions else None,
+                f"{self.ref.model!r} has no champion before {champion or 'the first one'} to go back to",
+                allowed=f"with a version: {', '.join(others)}" if others else None,
             )
         if version not in promotions:
             raise ModelNotFoundError(

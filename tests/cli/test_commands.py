@@ -311,3 +311,35 @@ def test_schema_prints_a_json_schema_that_editors_can_use(tmp_path: Path) -> Non
 def test_no_command_prints_the_help_and_is_an_error(tmp_path: Path) -> None:
     done = command(cwd=tmp_path)
     assert done.returncode == 2 and "lint" in done.stdout and "demo" in done.stdout
+
+
+def test_lint_knows_what_is_installed(tmp_path: Path) -> None:
+    file = tmp_path / "it.yaml"
+    file.write_text(
+        'name: it\ndata: {source: "x/{window}.parquet", target: y}\n'
+        "train: {estimator: sklearn.linear_model.LogisticRegression}\nbackend: moon\ndeploy: {target: sun}\n"
+    )
+    done = command("lint", "it.yaml", cwd=tmp_path)
+    assert done.returncode == 1
+    told = done.stdout + done.stderr
+    assert "4: pipeline 'it': no package that is installed here has the backend 'moon'; allowed: " in told
+    assert "5: pipeline 'it': no package that is installed here has the target 'sun'; allowed: local, vertex" in told
+    assert "1 file: 2 problems" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--port 99999", "--port 99999; allowed: 0 to 65535"),
+        ("--timeout nan", "--timeout nan; allowed: more than 0 seconds"),
+        (
+            "--flush -3 --timeout 0",
+            "--timeout 0; allowed: more than 0 seconds\n--flush -3; allowed: more than 0 seconds",
+        ),
+        ("--no-log --log-to x", "--no-log and --log-to contradict each other"),
+    ],
+)
+def test_serve_refuses_numbers_that_make_no_sense(options: str, said: str, tmp_path: Path) -> None:
+    done = command("serve", "churn", *options.split(), cwd=tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert said in done.stderr

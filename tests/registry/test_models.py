@@ -130,8 +130,12 @@ def test_two_rollbacks_go_back_two_steps_and_the_aliases_follow(three: ModelRegi
     assert three.api.aliases(three.ref.model) == {"champion": "2", "previous": "1"}
     three.roll_back(reason="worse still", run="b")
     assert three.api.aliases(three.ref.model) == {"champion": "1"}
-    with pytest.raises(ModelNotFoundError, match="has no champion before 1 to go back to"):
+    with pytest.raises(ModelNotFoundError, match=r"has no champion before 1 to go back to; allowed: .*: 2, 3$"):
         three.roll_back(reason="again", run="c")
+    # Forward again, over the version between: the way back stays.
+    three.roll_back("3", reason="it was none of these", run="d")
+    assert three.api.aliases(three.ref.model) == {"champion": "3", "previous": "1"}
+    assert three.roll_back(reason="worse", run="e").version == "1"
 
 
 def test_a_retry_of_a_rollback_takes_no_second_step(three: ModelRegistry) -> None:
