@@ -178,7 +178,7 @@ def _check_names(declaration: Declaration) -> list[str]:
     pipeline = declaration.pipeline
     named: dict[tuple[str, ...], tuple[str, str | None]] = {
         ("backend",): ("airflow_mlops.backends", pipeline.backend),
-        ("deploy", "target"): ("airflow_mlops.deployments", pipeline.deploy and pipeline.deploy.target),
+        ("deploy", "target"): ("airflow_mlops.deployments", pipeline.deploy.target if pipeline.deploy else None),
     }
     problems = []
     for path, (group, name) in named.items():
