@@ -150,7 +150,7 @@ async def _serve(settings: Settings, limits: Limits, listening: socket.socket) -
         await server.start()
         server.watch()
         serving = asyncio.create_task(front.serve(sockets=[listening]))
-        while not front.started and not serving.done():
+        while not (front.started and server.route) and not serving.done():
             await asyncio.sleep(0.01)
         route = server.route
         if front.started and route is not None:

@@ -145,11 +145,11 @@ class Server:
     # ------------------------------------------------------------------ following
 
     async def start(self) -> None:
-        """Load what the ledger, or the settings, say.
+        """Load what the ledger, or the settings, say; where MLflow is down, `watch` does so as soon as it is there.
 
         Raises:
             ModelNotFoundError: when there is no champion yet.
-            DeploymentError: when the model cannot be loaded.
+            DeploymentError: when the model cannot be loaded; also where MLflow is down, if it is one version only.
         """
         traffic = await asyncio.to_thread(self._traffic)
         if traffic.champion is None:
@@ -158,7 +158,10 @@ class Server:
             )
         await self._follow(traffic)
         if self.problem and self.route is None:
-            raise DeploymentError(self.problem)
+            if self.settings.version is None:
+                await self._ask_mlflow()
+            if self.mlflow == "ok":
+                raise DeploymentError(self.problem)
 
     def watch(self) -> None:
         """From here on follow the ledger, write heartbeats, and look at MLflow now and then."""
@@ -292,14 +295,17 @@ class Server:
             self.store = str(error)
 
     async def _go_asking(self) -> None:
-        registry = self.settings.registry
         while True:
-            try:
-                await asyncio.to_thread(mlflow_api(registry.uri).aliases, registry.model)
-                self.mlflow = "ok"
-            except MlopsError as error:
-                self.mlflow = str(error)
+            await self._ask_mlflow()
             await asyncio.sleep(_ASK_MLFLOW)
+
+    async def _ask_mlflow(self) -> None:
+        registry = self.settings.registry
+        try:
+            await asyncio.to_thread(mlflow_api(registry.uri).aliases, registry.model)
+            self.mlflow = "ok"
+        except MlopsError as error:
+            self.mlflow = str(error)
 
     # ------------------------------------------------------------------ what is said of it
 

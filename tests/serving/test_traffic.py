@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import select
 import signal
 import socket
@@ -10,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,12 +19,13 @@ import pytest
 
 from airflow_mlops.call import ArtifactRef
 from airflow_mlops.call.dispatch import run
+from airflow_mlops.cli.services import free_ports
 from airflow_mlops.errors import RegistryUnreachableError
 from airflow_mlops.registry import ModelRegistry
 from airflow_mlops.spec import performance_node, prediction_drift_node
 from airflow_mlops.triggers.window import arrived_predictions
 from tests import toy
-from tests.serving.client import Served, ledger, move
+from tests.serving.client import Reply, Served, ledger, move
 from tests.toy import World
 
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
@@ -207,6 +209,13 @@ def way(mlflow_server: str) -> Iterator[Way]:
         yield way
 
 
+def answered(server: Served, path: str) -> Reply | None:
+    """What a server says, when it listens."""
+    with suppress(OSError):
+        return server.ask("GET", path)
+    return None
+
+
 def test_with_mlflow_down_in_a_promotion_it_serves_what_it_has_and_says_so_and_then_follows(
     way: Way, fresh_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,13 +246,29 @@ def test_with_mlflow_down_in_a_promotion_it_serves_what_it_has_and_says_so_and_t
         assert (after.status, after.version, after.body) == (200, "2", before.body)
         server.wait(lambda: "does not answer" in server.health()["mlflow"])
         assert server.ask("GET", "/ping").status == 200
-        # Nor can another one be started meanwhile, and that is said.
-        late = Served(world, env=IMPATIENT, start=False)
+        # Another one that is started meanwhile has nothing to serve, says so, and serves when MLflow is back.
+        (port,) = free_ports(1)
+        late = Served(world, "--port", str(port), env=IMPATIENT, start=False)
         late.launch()
-        assert late.process.wait(120) == 1
-        assert f"MLflow at {world.registry.uri} does not answer" in late.said()
-        late.stop()
+        late.ready = {"url": f"http://127.0.0.1:{port}"}
+        found = late.wait(lambda: answered(late, "/health"))
+        assert (found.status, found.body["champion"], found.body["state"]) == (503, None, "degraded")
+        assert f"MLflow at {world.registry.uri} does not answer" in found.body["problem"]
+        assert late.ask("GET", "/ping").status == 503
+        told = late.predict(table)
+        assert (told.status, told.body["message"]) == (503, "no model is loaded yet")
+        # One that is to serve a version and nothing else is what a gate starts, which must not wait.
+        pinned = Served(world, "--version", "1", env=IMPATIENT, start=False)
+        pinned.launch()
+        assert pinned.process.wait(120) == 1
+        assert f"MLflow at {world.registry.uri} does not answer" in pinned.said()
+        pinned.stop()
         with way.again():
+            late.follows("1")
+            assert late.predict(table).version == "1"
+            assert late.process.stdout is not None
+            assert json.loads(late.process.stdout.readline())["version"] == "1"
+            late.stop()
             assert run(promotion).info["version"] == "1"
             server.follows("1")
             assert server.predict(table).version == "1"
