@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import json
 import os
@@ -46,7 +47,9 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        raise DeploymentError(f"{host}:{port} cannot be had: {error}", fix="--port 0 takes a free one") from error
+        taken = error.errno == errno.EADDRINUSE
+        fix = "--port 0 takes a free one" if taken else "--host with an address of this machine"
+        raise DeploymentError(f"{host}:{port} cannot be had: {error}", fix=fix) from error
     # An answer is written in two pieces, and the second would wait 40 ms for the client's word about the first. asyncio
     # sees to that only for sockets that were made with the protocol's number; connections inherit it from here.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
