@@ -200,6 +200,77 @@ def test_the_target_is_found_however_it_is_taken(folder: Path, table: Path, targ
     assert changed == ("map" in target or "astype" in target or "Encoder" in target)
 
 
+def with_dummies(
+    steps: str, *, columns: str = '["plan"]', chosen: str = 'drop(columns=["customer", "churned"])'
+) -> str:
+    """A script that spreads texts by get_dummies before a pipeline."""
+    return f"""
+        import pandas as pd
+        from sklearn.compose import make_column_transformer
+        from sklearn.ensemble import GradientBoostingClassifier
+        from sklearn.impute import SimpleImputer
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+        data = pd.read_csv("customers.csv", parse_dates=["asked_at"])
+        data["per_call"] = data["charge"] / (1 + data["calls"])
+        data = pd.get_dummies(data.drop(columns=["asked_at"]), columns={columns})
+        model = make_pipeline({steps}GradientBoostingClassifier(n_estimators=5))
+        model.fit(data.{chosen}, data["churned"])
+        """
+
+
+def made_by(name: str) -> Any:
+    """What the preprocessing of a features file makes of the customers."""
+    space: dict[str, Any] = {}
+    exec(Path(f"pipelines/{name}/features.py").read_text(), space)
+    return space["preprocess"]().fit_transform(space["build"](customers()))
+
+
+@pytest.mark.parametrize(
+    ("steps", "columns", "width"),
+    [
+        ("SimpleImputer(), ", '["plan"]', 8),
+        ("SimpleImputer(), StandardScaler(), ", '["plan", "calls"]', 8 - 1 + customers()["calls"].nunique()),
+        (
+            'make_column_transformer((SimpleImputer(), ["data_gb", "plan_basic"]), (StandardScaler(), ["charge"])), ',
+            '["plan"]',
+            3,
+        ),
+    ],
+)
+def test_steps_beside_get_dummies_are_kept(folder: Path, table: Path, steps: str, columns: str, width: int) -> None:
+    adopted(with_dummies(steps, columns=columns), table)
+    features = Path("pipelines/churn/features.py").read_text()
+    assert features.count(steps.split("(", maxsplit=1)[0] + "(") > 1 and "median" not in features  # cited, and done
+    assert ("StandardScaler()" in features.replace("# train.py", "")) == ("StandardScaler" in steps)
+    assert "OneHotEncoder" in features and "# train.py:10: data = pd.get_dummies" in features
+    made = np.asarray(made_by("churn"))
+    assert made.shape == (900, width) and np.isfinite(made.astype(float)).all()
+    text = Path("pipelines/churn.yaml").read_text()
+    assert "# check: line 10: get_dummies is left to the preprocessing" in text and "median" not in text
+
+
+def test_what_is_changed_of_the_preprocessing_is_told(folder: Path, table: Path) -> None:
+    # The texts that get_dummies spreads are no inputs of the model.
+    document = adopted(with_dummies("", chosen='loc[:, ["tenure", "data_gb", "per_call"]]'), table, name="none")
+    text = Path("pipelines/none.yaml").read_text()
+    assert "plan" in document["data"]["drop"]
+    assert "# check: line 10: get_dummies is left out" in text and "learns the categories" not in text
+    # Nor are they named as the table has them, and nothing fills what is missing.
+    document = adopted(with_dummies("", chosen='loc[:, ["tenure", "data_gb", "plan_plus"]]'), table, name="some")
+    text = Path("pipelines/some.yaml").read_text()
+    assert "plan" not in document["data"]["drop"]
+    assert "# check: get_dummies makes plan_plus, and plan is taken whole" in text
+    assert "# check: values that are missing are filled with the median here: data_gb" in text
+    # A transformer of somebody's own is not cited above what takes its place.
+    own = with_dummies("Own(), StandardScaler(), ", columns='["plan"], drop_first=True')
+    adopted(own.replace("import pandas", "from own import Own\n        import pandas"), table)
+    assert "StandardScaler" not in Path("pipelines/churn/features.py").read_text()
+    text = Path("pipelines/churn.yaml").read_text()
+    assert "not understood, so the default preprocessing takes its place: Own(), StandardScaler()" in text
+    assert "get_dummies drops the first category, and here none is dropped" in text
+
+
 def test_a_target_of_words_is_taken_as_it_is_and_trained_on(
     folder: Path, state: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

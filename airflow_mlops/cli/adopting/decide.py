@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 _KEY_LIKE = re.compile(r"(?i:(^|[_-])(id|key|uuid|guid|no|nr|number)$)|[a-z](Id|ID|Key)$")
 _NOT_WHEN = re.compile(r"(?i)birth|dob|born|expir|due|deadline")
+_BY_NAME = re.compile(r"ColumnTransformer|make_column_transformer")
 _TAKES_TEXTS = re.compile(r"Encoder|ColumnTransformer|make_column_transformer|Vectorizer|FeatureHasher")
+_FILL = "SimpleImputer(strategy='median')"
+_FILL_IMPORTS = frozenset({"from sklearn.impute import SimpleImputer"})
 
 
 class Decided:
@@ -32,6 +36,8 @@ class Decided:
         self.found, self.names, self.table = found, names, table
         named = found.target.name if found.target else None
         self.target = named if named in table else None
+        self.spread = self._spread()
+        """The table's columns that ``get_dummies`` spreads."""
         chosen = self._chosen()
         self.time = self._time()
         self.key = self._key(chosen)
@@ -40,6 +46,8 @@ class Decided:
         self.features = self._features()
         used = {*self.inputs, *(name for each in self.features for name in each.uses)}
         self.dropped = [name for name in table if name not in used and name not in (self.target, self.time, *self.key)]
+        self.kept: list[ast.expr] = []
+        """The script's expressions that the preprocessing is made of."""
         self.preprocess = self._preprocess()
         self.missing = [
             what for what, there in (("data.target", self.target), ("train.estimator", found.estimator)) if not there
@@ -66,6 +74,17 @@ class Decided:
     def _check(self, text: str, line: int = 0) -> None:
         self.found.checks.append(Check(line, text))
 
+    def _spread(self) -> tuple[str, ...]:
+        found: dict[str, None] = {}
+        for call in self.found.rows.spread if self.found.rows else ():
+            given = {each.arg: each.value for each in call.keywords}
+            try:
+                listed = self.names.value(given["columns"])
+            except (KeyError, Unknown):
+                listed = [name for name, look in self.table.items() if look.type == "string"]
+            found |= dict.fromkeys(each for each in listed if each in self.table) if isinstance(listed, list) else {}
+        return tuple(found)
+
     def _chosen(self) -> Sequence[str]:
         """The columns that the script's model is fitted on: of the table, and made there."""
         rows, made = self.found.rows, [each.column for each in self.found.features]
@@ -75,6 +94,12 @@ class Decided:
                 self._check("which columns the model is fitted on was not understood: all but data.drop are taken")
             return whole
         chosen = [each for each in (whole if rows.columns is None else rows.columns) if each not in rows.dropped]
+        made_of = {
+            each: name for each in chosen if each not in whole for name in self.spread if each.startswith(f"{name}_")
+        }
+        if made_of:
+            self._check(f"get_dummies makes {', '.join(made_of)}, and {', '.join({*made_of.values()})} is taken whole")
+            chosen = list(dict.fromkeys(made_of.get(each, each) for each in chosen))
         lost = [each for each in chosen if each not in whole]
         if lost:
             self._check(f"neither in the table nor made of it row by row, and left out: {', '.join(lost)}")
@@ -111,42 +136,73 @@ class Decided:
 
     def _preprocess(self) -> Rebuilt | None:
         """The script's transformers as one expression; None where the product's own default does it."""
-        found, texts = self.found, self._raw("string")
-        gaps = [name for name in self._raw("integer", "number") if self.table[name].nulls]
-        if found.rows is not None and found.rows.encoded:
-            self._check("get_dummies is left to the preprocessing, which learns the categories from training rows only")
-            return self._default(gaps)
+        found = self.found
+        encode = [name for name in self.inputs if name in self.spread]
+        if found.rows is not None and found.rows.spread:
+            self._check_spread(found.rows.spread, encode)
         if not found.steps:
-            return self._default(gaps)
+            return self._default(encode)
         line = found.steps[0].lineno
         try:
             steps = [rebuilt(step, self.names) for step in found.steps]
         except Unknown:
-            self._check("the preprocessing was not understood: the default takes its place", line)
-            return self._default(gaps)
-        text = " ".join(each.source for each in steps)
+            said = ", ".join(ast.unparse(step) for step in found.steps)
+            self._check(f"not understood, so the default preprocessing takes its place: {said}", line)
+            return self._default(encode)
+        self.kept = [*(found.rows.spread if found.rows and encode else ()), *found.steps]
+        text, gaps = " ".join(each.source for each in steps), self._gaps()
+        texts = [name for name in self._raw("string") if name not in encode]
         if texts and not _TAKES_TEXTS.search(text):
-            self._check(f"how texts are encoded was not understood, so the default does it: {', '.join(texts)}", line)
-            return self._default(gaps)
-        if gaps and "Imput" not in text and "ColumnTransformer" not in text:
-            self._check(f"values that are missing are filled with the median here: {', '.join(gaps)}", line)
-            fill = Rebuilt("SimpleImputer(strategy='median')", frozenset({"from sklearn.impute import SimpleImputer"}))
-            steps.insert(0, fill)
+            self._check(f"how texts are encoded was not understood, so OneHotEncoder does it: {', '.join(texts)}", line)
+            encode += texts
+        by_name = _BY_NAME.search(text) is not None
+        if gaps and "Imput" not in text and not by_name:
+            self._check_gaps(gaps, line)
+            steps.insert(0, Rebuilt(_FILL, _FILL_IMPORTS))
+        if encode:
+            steps.insert(0, _one_hot(encode, "'passthrough'", by_name=by_name))
         if len(steps) == 1:
             return steps[0]
         imports = frozenset({"from sklearn.pipeline import make_pipeline"}).union(*(each.imports for each in steps))
         return Rebuilt(f"make_pipeline({', '.join(each.source for each in steps)})", imports)
 
-    def _default(self, gaps: Sequence[str]) -> Rebuilt | None:
+    def _check_spread(self, calls: Sequence[ast.Call], encode: Sequence[str]) -> None:
+        line = calls[0].lineno
+        if not encode:
+            self._check("get_dummies is left out, as nothing that it spreads is an input of the model", line)
+            return
+        what = "get_dummies is left to the preprocessing, which learns from training rows only"
+        self._check(f"{what}: {', '.join(encode)}", line)
+        if any(each.arg == "drop_first" for call in calls for each in call.keywords):
+            self._check("get_dummies drops the first category, and here none is dropped", line)
+
+    def _check_gaps(self, gaps: Sequence[str], line: int = 0) -> None:
+        self._check(f"values that are missing are filled with the median here: {', '.join(gaps)}", line)
+
+    def _gaps(self) -> list[str]:
+        """The inputs of numbers with values that are missing."""
+        return [name for name in self._raw("integer", "number") if self.table[name].nulls and name not in self.spread]
+
+    def _default(self, encode: Sequence[str]) -> Rebuilt | None:
         """The default written out, where the product has none: beside a function, and for gaps among features."""
-        texts = self._raw("string", "boolean")
+        gaps, texts = self._gaps(), self._raw("string", "boolean")
+        numbers = [name for name in encode if name not in texts]
+        if gaps:
+            self._check_gaps(gaps)
         function = self.found.function is not None
-        if not (function and (texts or gaps)) and not (self.features and gaps):
+        if not numbers and not (function and (texts or gaps)) and not (self.features and gaps):
             return None
-        fill = "SimpleImputer(strategy='median')"
-        imports = {"from sklearn.impute import SimpleImputer"}
-        if not texts:
-            return Rebuilt(fill, frozenset(imports))
-        imports |= {"from sklearn.compose import ColumnTransformer", "from sklearn.preprocessing import OneHotEncoder"}
-        encode = "OneHotEncoder(handle_unknown='ignore', sparse_output=False)"
-        return Rebuilt(f"ColumnTransformer([('texts', {encode}, {texts!r})], remainder={fill})", frozenset(imports))
+        texts += numbers
+        return _one_hot(texts, _FILL, _FILL_IMPORTS) if texts else Rebuilt(_FILL, _FILL_IMPORTS)
+
+
+def _one_hot(
+    columns: list[str], others: str, imports: frozenset[str] = frozenset(), *, by_name: bool = False
+) -> Rebuilt:
+    """One-hot encoding of columns; `others` is what is done to the rest. What follows may need columns `by_name`."""
+    encode = "OneHotEncoder(handle_unknown='ignore', sparse_output=False)"
+    names = ", verbose_feature_names_out=False).set_output(transform='pandas'" if by_name else ""
+    return Rebuilt(
+        f"ColumnTransformer([('texts', {encode}, {columns!r})], remainder={others}{names})",
+        imports | {"from sklearn.compose import ColumnTransformer", "from sklearn.preprocessing import OneHotEncoder"},
+    )

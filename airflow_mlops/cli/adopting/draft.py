@@ -165,7 +165,7 @@ def features_file(decided: Decided, called: Called) -> str | None:
             "def preprocess():",
             '    """Return what is learned from training rows only, not fitted yet."""',
         ]
-        lines += [_cited(decided, called, step.lineno) for step in decided.found.steps]
+        lines += [_cited(decided, called, step.lineno) for step in decided.kept]
         lines.append(f"    return {decided.preprocess.source}")
     return "\n".join(lines) + "\n"
 

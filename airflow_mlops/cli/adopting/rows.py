@@ -45,8 +45,8 @@ class Rows(NamedTuple):
     columns: tuple[str, ...] | None = None
     """Those that were selected; None: all."""
     dropped: tuple[str, ...] = ()
-    encoded: bool = False
-    """Whether texts were spread by ``get_dummies``."""
+    spread: tuple[ast.Call, ...] = ()
+    """The calls of ``get_dummies`` that it went through."""
     learned: tuple[ast.expr, ...] = ()
     """The transformers that it went through, in their order."""
 
@@ -177,7 +177,7 @@ class Tracer:
             return Rows()
         if path == "pandas.get_dummies" and node.args:
             inner = self.rows(node.args[0], None, depth)
-            return inner._replace(encoded=True) if inner else None
+            return inner._replace(spread=(*inner.spread, node)) if inner else None
         if path in _AROUND and node.args:
             return self.rows(node.args[0], None, depth)
         if not isinstance(node.func, ast.Attribute):
