@@ -9,6 +9,8 @@ from airflow_mlops.spec.data_schema import DataSchema
 from airflow_mlops.spec.pipeline import Pipeline
 from airflow_mlops.spec.wiring import Problem
 
+_TIMES = ("timestamp", "date")
+
 
 def check_columns(pipeline: Pipeline, schema: DataSchema) -> Iterator[Problem]:
     """Find the raw columns of a declaration that its data schema does not promise.
@@ -38,5 +40,12 @@ def check_columns(pipeline: Pipeline, schema: DataSchema) -> Iterator[Problem]:
                 allowed=", ".join(schema.columns),
                 fix=close[0] if close else f"add it to {data.schema_file}",
             )
-        elif path == ("data", "time") and schema.columns[name].type not in ("timestamp", "date"):
-            yield Problem(path, f"the column {name!r} is a {schema.columns[name].type} in the data schema, and no time")
+        elif path == ("data", "time") and schema.columns[name].type not in _TIMES:
+            times = ", ".join(each for each, column in schema.columns.items() if column.type in _TIMES)
+            yield Problem(
+                path,
+                f"the column {name!r} is a {schema.columns[name].type} in the data schema, and no time",
+                allowed="a timestamp or a date" + (f", as {times}" if times else ""),
+                fix="store it as one where the data is written, in CSV as 2024-05-26, and change its type in "
+                f"{data.schema_file}",
+            )

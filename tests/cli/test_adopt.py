@@ -292,6 +292,31 @@ def test_a_target_of_words_is_taken_as_it_is_and_trained_on(
     assert main(["run", "pipelines/words.yaml", *where]) == 0, capsys.readouterr().err
 
 
+def test_times_that_are_written_as_text_are_told_with_what_to_do(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = customers(60)
+    script = 'import pandas as pd\nfrom sklearn.svm import SVC\ndf = pd.read_csv("c.csv")\n'
+    script += 'SVC().fit(df[["calls"]], df["churned"])\n'
+    rows.assign(asked_at=rows["asked_at"].dt.strftime("%d/%m/%Y")).to_csv("c.csv", index=False)
+    assert "time" not in adopted(script, Path("c.csv"))["data"]
+    file = Path("pipelines/churn.yaml")
+    assert (
+        "# check: times that are written as text cannot be `time`: asked_at\n"
+        "  # Store them as timestamps or dates where the data is written, in CSV as 2024-05-26, and adopt again.\n"
+    ) in file.read_text()
+    file.write_text(file.read_text().replace("  drop: [asked_at, ", "  time: asked_at\n  drop: ["))
+    assert main(["lint", str(file)]) == 1
+    said = capsys.readouterr().out
+    assert "'asked_at' is a string in the data schema, and no time; allowed: a timestamp or a date; try: store" in said
+    # What it says helps.
+    rows.assign(asked_at=rows["asked_at"].dt.strftime("%Y-%m-%d")).to_csv("c.csv", index=False)
+    schema = Path("pipelines/churn/schema.yaml")
+    schema.write_text(schema.read_text().replace("asked_at: {type: string", "asked_at: {type: date"))
+    assert main(["lint", str(file)]) == 0, capsys.readouterr().out
+    assert adopted(script, Path("c.csv"), name="again")["data"]["time"] == "asked_at"
+
+
 def test_groups_are_held_out_as_in_the_script(folder: Path, table: Path) -> None:
     document = adopted(
         """

@@ -93,6 +93,7 @@ def _data(decided: Decided, called: Called) -> Iterator[str]:
         yield f"  time: {on_one_line(decided.time)}"
     elif texts := [name for name, look in table.items() if look.time_as_text]:
         yield f"  # check: times that are written as text cannot be `time`: {on_a_line(', '.join(texts))}"
+        yield "  # Store them as timestamps or dates where the data is written, in CSV as 2024-05-26, and adopt again."
     if decided.key:
         yield "  # check: does it identify a row?"
         yield f"  key: {on_one_line(list(decided.key))}"
