@@ -261,8 +261,8 @@ def test_lint_holds_the_schema_against_its_code_and_the_declaration_against_the_
     (said,) = [each for each in found if "'age'" in each]
     assert found[said] == "time: age"
     assert said == (
-        "the column 'age' is a number in the data schema, and no time; allowed: a timestamp or a date, as at; try: store it "
-        "as one where the data is written, in CSV as 2024-05-26, and change its type in schema.yaml"
+        "the column 'age' is a number in the data schema, and no time; allowed: a timestamp or a date, as at; try: "
+        "store it as one where the data is written, in CSV as 2024-05-26, and change its type in schema.yaml"
     )
     schema = tmp_path / "schema.yaml"
     checks = sorted(said.removeprefix(f"{schema}:") for said in found if said.startswith(str(schema)))
