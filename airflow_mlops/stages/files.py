@@ -146,7 +146,9 @@ class _Csv:
             try:
                 self.schema = self._look()
                 return
-            except pa.ArrowInvalid as error:
+            except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+                if isinstance(error, UnicodeDecodeError) or str(error).endswith("invalid UTF8 data"):
+                    raise _not_utf8(self.uri) from error
                 if not self._widen(str(error)):
                     raise
 
@@ -154,6 +156,8 @@ class _Csv:
         """Read all of it once; what fits into one block is kept."""
         with self._open() as reader:
             self._names, self._now = reader.schema.names, reader.schema.types
+            if pa.binary() in self._now:  # so Arrow takes texts of a first block that are not UTF-8
+                raise _not_utf8(self.uri)
             blocks = 0
             for batch in reader:
                 blocks += 1
@@ -198,6 +202,22 @@ class _Csv:
         with self._open() as reader:
             for batch in reader:
                 yield pa.Table.from_batches([batch])
+
+
+def _not_utf8(uri: str) -> DataError:
+    """What is wrong with a CSV file of another encoding, and where it shows first."""
+    where = ""
+    with fsspec.open(uri, "rb", compression="infer") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                where = f": line {number} has byte 0x{line[error.start]:02x} at position {error.start + 1}"
+                break
+    return DataError(
+        f"{uri} is not UTF-8{where}",
+        fix="convert it from the encoding that it has, such as iconv -f WINDOWS-1252 -t UTF-8 OLD.csv > NEW.csv",
+    )
 
 
 @contextmanager

@@ -366,6 +366,7 @@ def test_a_script_that_is_no_python_is_told(
         ("train.py", "no/{window}.csv", "no window of no/{window}.csv is there; try: name a table that is there"),
         ("train.py", "semicolons.csv", "not separated by commas"),
         ("latin.py", None, "not UTF-8"),
+        ("train.py", "latin.csv", "latin.csv is not UTF-8: line 2 has byte 0xf6 at position 2; try: convert it"),
     ],
 )
 def test_files_that_cannot_be_used_are_told(
@@ -374,6 +375,7 @@ def test_files_that_cannot_be_used_are_told(
     Path("train.py").write_text("x = 1\n")
     Path("latin.py").write_bytes(b"x = '\xe9'\n")
     Path("notes.ipynb").write_text("{}")
+    Path("latin.csv").write_bytes(b"city,a\nK\xf6ln,1\n")
     Path("semicolons.csv").write_text("a;b\n1;2\n")
     assert main(["adopt", script, data or str(table), "--name", "churn"]) == 1
     assert said in capsys.readouterr().err

@@ -141,6 +141,25 @@ def test_a_source_that_has_nothing_says_so(tmp_path: Path) -> None:
         take(tmp_path, month=None)
 
 
+@pytest.mark.parametrize(
+    ("name", "head", "before", "line"),
+    [
+        ("a.csv", "a,city", 2, 4),
+        ("a.csv", "a,st\xe4dte", 2, 1),
+        ("a.csv.gz", "a,city", 2, 4),
+        ("a.csv", "a,city", 700_000, 700_002),
+    ],
+)
+def test_a_csv_of_another_encoding_is_told_with_its_line(
+    tmp_path: Path, name: str, head: str, before: int, line: int
+) -> None:
+    text = (f"{head}\n" + "1,Bonn\n" * before + "2,K\xf6ln\n").encode("latin-1")
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    byte = "0xe4 at position 5" if line == 1 else "0xf6 at position 4"
+    with pytest.raises(DataError, match=f"{name} is not UTF-8: line {line} has byte {byte}; try: convert it"):
+        take(tmp_path, name, None)
+
+
 @pytest.mark.parametrize("kind", ["parquet", "csv"])
 def test_an_empty_window_is_not_found(tmp_path: Path, kind: str) -> None:
     empty = toy.rows("2024-02", 5).slice(0, 0)
