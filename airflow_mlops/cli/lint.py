@@ -15,7 +15,7 @@ from airflow_mlops.errors import CodeError, DeclarationError
 from airflow_mlops.spec.data_schema import read_schema
 from airflow_mlops.spec.fleet import folded
 from airflow_mlops.spec.load import Declaration, describe, load_declarations
-from airflow_mlops.spec.schema_wiring import check_columns
+from airflow_mlops.spec.schema_wiring import FILL_IN, check_columns
 from airflow_mlops.spec.stages import resolve
 from airflow_mlops.spec.wiring import check_all, problems_of
 
@@ -85,6 +85,11 @@ def _check_code(declaration: Declaration) -> tuple[str | None, list[str]]:
     with _beside(declaration.base):
         for path, name in named.items():
             if name is None:
+                continue
+            if name == f"{FILL_IN}.{FILL_IN}":
+                what = "the model's class is not named yet: airflow-mlops adopt has left it open"
+                fix = f"write it in place of {name}, such as sklearn.linear_model.LogisticRegression"
+                problems.append(declaration.problem(path, what, fix=fix))
                 continue
             try:
                 found = load(name)

@@ -9,6 +9,8 @@ from airflow_mlops.spec.data_schema import DataSchema
 from airflow_mlops.spec.pipeline import Pipeline
 from airflow_mlops.spec.wiring import Problem
 
+FILL_IN = "FILL_IN"
+"""What stands in a declaration by ``airflow-mlops adopt`` where a person must say it."""
 _TIMES = ("timestamp", "date")
 
 
@@ -31,6 +33,11 @@ def check_columns(pipeline: Pipeline, schema: DataSchema) -> Iterator[Problem]:
     named += [((*path, index), name) for path, names in lists.items() for index, name in enumerate(names)]
     for path, name in named:
         if name not in schema.columns:
+            if path == ("data", "target") and name == FILL_IN:
+                what = "the target is not named yet: airflow-mlops adopt has left it open"
+                fix = f"write the column to predict in place of {FILL_IN}"
+                yield Problem(path, what, allowed=", ".join(schema.columns), fix=fix)
+                continue
             if schema.extra_columns == "allow":
                 continue
             close = difflib.get_close_matches(name, schema.columns, n=1)

@@ -9,8 +9,7 @@ from airflow_mlops.cli.adopting.decide import Decided
 from airflow_mlops.cli.adopting.findings import Check
 from airflow_mlops.spec.data_schema import on_one_line
 from airflow_mlops.spec.metrics import METRICS
-
-FILL_IN = "FILL_IN"
+from airflow_mlops.spec.schema_wiring import FILL_IN
 
 _MOST_CHECKS = 30
 _WIDEST = 96
