@@ -56,7 +56,7 @@ def _lint(files: list[str], environment: str) -> list[str]:
 def lint_one(declaration: Declaration) -> list[str]:
     """Every problem of one pipeline by itself, one line each. What it names is imported."""
     family, wrong = _check_code(declaration)
-    rest = (*_check_schema(declaration), *_check_runtime(declaration), *_check_names(declaration))
+    rest = (*_check_schema(declaration), *_check_files(declaration), *_check_names(declaration))
     return [*problems_of(declaration, family), *wrong, *rest]
 
 
@@ -168,14 +168,20 @@ def _check_function(name: str) -> tuple[str, dict[str, str | None]] | None:
     return None
 
 
-def _check_runtime(declaration: Declaration) -> list[str]:
-    runtime = declaration.pipeline.runtime
-    if runtime is None or runtime.requirements is None:
-        return []
-    file = resolve(declaration.base, runtime.requirements)
-    if os.path.isfile(file):
-        return []
-    return [declaration.problem(("runtime", "requirements"), f"there is no file {file}")]
+def _check_files(declaration: Declaration) -> list[str]:
+    """Look for the files that the declaration names by their path; what lies at a URI is not asked for."""
+    tests, runtime = declaration.pipeline.tests, declaration.pipeline.runtime
+    named = {
+        ("runtime", "requirements"): runtime.requirements if runtime else None,
+        ("tests", "sample"): tests.sample,
+        ("tests", "golden"): tests.golden,
+    }
+    found = {path: resolve(declaration.base, name) for path, name in named.items() if name and "://" not in name}
+    return [
+        declaration.problem(path, f"there is no file {file}", fix=f"correct {'.'.join(path)}, or put the file there")
+        for path, file in found.items()
+        if not os.path.isfile(file)
+    ]
 
 
 def _check_names(declaration: Declaration) -> list[str]:

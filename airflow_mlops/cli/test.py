@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from airflow_mlops.call.code import code_scope, load, unpack
 from airflow_mlops.call.dispatch import run as run_call
@@ -23,7 +23,7 @@ from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, RegistryRef
 from airflow_mlops.cli.lint import lint_one
 from airflow_mlops.cli.run import choose_window, code_of
-from airflow_mlops.errors import CodeError, DataError, DeclarationError, MlopsError, PromiseError
+from airflow_mlops.errors import CodeError, DataError, DataNotFoundError, DeclarationError, MlopsError, PromiseError
 from airflow_mlops.spec import Declaration, load_declarations, train_plan
 from airflow_mlops.spec.base import format_duration, parse_size
 from airflow_mlops.spec.data_schema import DataSchema
@@ -122,18 +122,24 @@ class UnderTest:
     def _window(self) -> Any:
         return None if self.pipeline.tests.sample else choose_window(self.declaration, None)
 
-    def _read(self, file: str | None) -> ArtifactRef:
+    def _read(self, key: Literal["sample", "golden"]) -> ArtifactRef:
         extract: Any = self._plan["extract"].params
+        file = getattr(self.pipeline.tests, key)
         if file is None:
             return self._run(extract.model_copy(update={"last": 1})).outputs["data"]
         # A file that stands for itself: no windows, and rows of any time.
         plain = {"source": file, "format": None, "time": None, "last": 1}
-        return self._run(extract.model_copy(update=plain)).outputs["data"]
+        try:
+            return self._run(extract.model_copy(update=plain)).outputs["data"]
+        except DataNotFoundError as error:
+            raise DataNotFoundError(
+                error.what, where=f"tests.{key}", fix=f"correct tests.{key}, or put its rows there"
+            ) from error
 
     @cached_property
     def whole(self) -> ArtifactRef:
         """All rows of the sample."""
-        return self._read(self.pipeline.tests.sample)
+        return self._read("sample")
 
     @cached_property
     def sample(self) -> ArtifactRef:
@@ -195,8 +201,7 @@ class UnderTest:
     @cached_property
     def scores(self) -> Any:
         """What the model says of the golden rows, else of those held out."""
-        golden = self.pipeline.tests.golden
-        ref = self._read(golden) if golden else self.split["test"]
+        ref = self._read("golden") if self.pipeline.tests.golden else self.split["test"]
         return stage_module("promises").scores_of(self.model, self.table(ref))
 
     def checks(self) -> Iterator[Check]:

@@ -11,6 +11,7 @@ import pytest
 
 from airflow_mlops.cli.main import main
 from airflow_mlops.cli.test import Check, UnderTest, github_lines, junit
+from airflow_mlops.errors import DataNotFoundError
 from airflow_mlops.spec import load_declarations
 from tests.delivery.made import FEATURES, project
 from tests.forked import python
@@ -49,6 +50,27 @@ def test_a_pipeline_that_keeps_its_promises_passes(tmp_path: Path, capsys: pytes
         "latency",
         "dags",
     ]
+
+
+def test_rows_that_are_not_there_are_told_where_they_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = project(tmp_path / "a", tests={"golden": "nothere.csv"})
+    lost = "there is no file " + str(tmp_path / "a" / "pipelines" / "nothere.csv")
+    for command in ("lint", "test"):
+        assert main([command, file]) == 1
+        told = f"pipeline 'churn': {lost}; try: correct tests.golden, or put the file there"
+        assert told in capsys.readouterr().out
+    # What lies at a URI only shows when it is read.
+    gone = {key: f"file://{tmp_path}/{key}.csv" for key in ("sample", "golden")}
+    file = project(tmp_path / "b", tests=gone)
+    assert main(["lint", file]) == 0
+    with UnderTest(*load_declarations(file)) as tested:
+        for key, uri in gone.items():
+            with pytest.raises(
+                DataNotFoundError, match=rf"^tests\.{key}: there is no file {uri}; try: correct tests\.{key}"
+            ):
+                tested._read(key)
 
 
 def test_each_broken_promise_is_told_where_it_is_declared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
