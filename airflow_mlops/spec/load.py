@@ -23,6 +23,7 @@ _BaseLoader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Path_ = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
 
+_ADDRESSES = {"^https?://": "http://HOST:PORT or https://HOST", "^gs://": "gs://BUCKET/FOLDER"}
 _MOST_VALUES = 100_000
 STAGE_KEYS = {"data", "prepare", "tune", "train", "evaluate", "validate_model", "monitor", "retrain", "predict"}
 
@@ -294,7 +295,10 @@ def _problems(model: type[BaseModel], document: Document, name: Any, error: Vali
 
 
 def _form_of(pattern: str) -> str:
-    if ":" in pattern:
+    for scheme, form in _ADDRESSES.items():
+        if pattern.startswith(scheme):
+            return form
+    if ":[A-Za-z_]" in pattern or "[.:]" in pattern:
         return "package.module:function" if "[.:]" not in pattern else "package.module.Class"
     return f"text that matches {pattern}"
 

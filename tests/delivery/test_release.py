@@ -296,6 +296,18 @@ def test_settings_are_read_with_the_lines_of_their_mistakes(tmp_path: Path) -> N
     with pytest.raises(DeclarationError) as caught:
         read_settings(file)
     assert "deploy.yaml:6: unknown key 'tokn'" in str(caught.value)
+    file.write_text("environments:\n  a: {dags: d, airflow: foo}\n  b: {gcs: 's3://b', airflow: 'http://a'}\n")
+    with pytest.raises(DeclarationError) as caught:
+        read_settings(file)
+    first, second = str(caught.value).splitlines()
+    assert "airflow is 'foo', which" in first and first.endswith("; allowed: http://HOST:PORT or https://HOST")
+    assert "gcs is 's3://b', which" in second and second.endswith("; allowed: gs://BUCKET/FOLDER")
+
+
+def test_a_folder_that_cannot_be_made_is_told_as_the_target_s(bundles: list[Bundle]) -> None:
+    said = r"the folder /proc/nope, where releases .* cannot be made: .*; try: correct 'dags' in deploy\.yaml"
+    with pytest.raises(DeliveryError, match=said):
+        release(StorePlace("/proc/nope"), bundles[0])
 
 
 RACE = """
