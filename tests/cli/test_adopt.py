@@ -254,6 +254,17 @@ def test_steps_beside_get_dummies_are_kept(folder: Path, table: Path, steps: str
     assert "# check: line 10: get_dummies is left to the preprocessing" in text and "median" not in text
 
 
+@pytest.mark.parametrize("others", ["[c for c in data.columns if c not in {}]", "data.columns.difference({})"])
+def test_all_columns_but_some_are_those_that_are_made_as_well(folder: Path, table: Path, others: str) -> None:
+    others = others.format('["customer", "churned"]')
+    adopted(with_dummies("SimpleImputer(), StandardScaler(), ", chosen=f"loc[:, {others}]"), table)
+    features = Path("pipelines/churn/features.py").read_text()
+    assert "frame['per_call'] = frame['charge'] / (1 + frame['calls'])" in features
+    assert features.count("# train.py:11: ") == 1 and made_by("churn").shape == (900, 8)
+    imports = [line for line in features.splitlines() if line.startswith("from sklearn")]
+    assert imports == sorted(imports)
+
+
 def test_what_is_changed_of_the_preprocessing_is_told(folder: Path, table: Path) -> None:
     # The texts that get_dummies spreads are no inputs of the model.
     document = adopted(with_dummies("", chosen='loc[:, ["tenure", "data_gb", "per_call"]]'), table, name="none")

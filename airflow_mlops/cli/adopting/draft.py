@@ -165,7 +165,7 @@ def features_file(decided: Decided, called: Called) -> str | None:
             "def preprocess():",
             '    """Return what is learned from training rows only, not fitted yet."""',
         ]
-        lines += [_cited(decided, called, step.lineno) for step in decided.kept]
+        lines += [_cited(decided, called, line) for line in dict.fromkeys(step.lineno for step in decided.kept)]
         lines.append(f"    return {decided.preprocess.source}")
     return "\n".join(lines) + "\n"
 
@@ -207,7 +207,7 @@ def training_file(decided: Decided, called: Called) -> str | None:
 
 
 def _sorted(imports: Iterable[str]) -> list[str]:
-    return sorted(imports, key=lambda line: line.split()[1])
+    return sorted(imports, key=lambda line: (line.split()[1], line))
 
 
 def _cited(decided: Decided, called: Called, line: int) -> str:

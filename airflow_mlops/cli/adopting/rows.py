@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from airflow_mlops.cli.adopting.names import Names, Unknown
@@ -126,7 +126,17 @@ class Tracer:
                 left_out = self.texts(others)
             case _:
                 raise Unknown
-        return tuple(each for each in self.table if each not in left_out)
+        return tuple(each for each in dict.fromkeys((*self.table, *self._made())) if each not in left_out)
+
+    def _made(self) -> Iterator[str]:
+        """The columns that statements ``df["x"] = ...`` add."""
+        for statement in self.names.statements:
+            match statement:
+                case ast.Assign(
+                    targets=[ast.Subscript(value=ast.Name() as frame, slice=ast.Constant(value=str(name)))]
+                ):
+                    if self.rows(frame) is not None:
+                        yield name
 
     def rows(self, node: ast.AST, item: int | None = None, depth: int = 0) -> Rows | None:
         """What an expression holds of the table; None where it is none of its rows, or the text does not tell."""
