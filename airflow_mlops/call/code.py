@@ -178,7 +178,8 @@ def told(error: BaseException) -> str:
     place = _place(error)
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg}" + (f" at {place}" if place else "")
-    return f"{type(error).__name__}: {error}" + (f" (at {place})" if place else "")
+    text = type(error).__name__ + (f": {error}" if str(error) else "") + (f" (at {place})" if place else "")
+    return f"{text}, and must return or raise an exception" if isinstance(error, SystemExit) else text
 
 
 def _place(error: BaseException) -> str | None:

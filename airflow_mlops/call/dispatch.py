@@ -11,10 +11,10 @@ from importlib import import_module
 from types import ModuleType
 
 from airflow_mlops.call import cache
-from airflow_mlops.call.code import code_scope, unpack
+from airflow_mlops.call.code import code_scope, told, unpack
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import Call, Outcome
-from airflow_mlops.errors import MlopsError
+from airflow_mlops.errors import CodeError, MlopsError
 from airflow_mlops.spec import stages as params
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,9 @@ def run(call: Call) -> Outcome:
         store.write_outcome(outcome)
     except MlopsError as error:
         raise error.at(call.where) from error.__cause__
+    except SystemExit as error:
+        # Whoever runs the Call, be it a shell or Airflow, would take it for a good end or for one to be tried again.
+        raise CodeError(f"the team's code raised {told(error)}", where=call.where) from error
     return outcome
 
 

@@ -219,7 +219,7 @@ class UnderTest:
                 told = check() or ""
             except MlopsError as error:
                 status, told = "failed", "\n".join(getattr(error, "problems", ())) or str(error)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 # What a library raises over code that nobody has tried yet is a finding, and no end of the test.
                 status, told = "failed", f"{type(error).__name__}: {error}"
             if status == "ok":

@@ -155,7 +155,7 @@ def score_rows(model: Model, table: pa.Table) -> dict[str, Any]:
         predicted = np.asarray(predicted)
     except MlopsError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CodeError(
             f"the model failed on {table.num_rows} rows: {told(error)}",
             fix="mend the feature function for such rows, and train again",

@@ -142,7 +142,7 @@ def call_features(build: Any, path: str, frame: pd.DataFrame, target: str | None
     """
     try:
         result = build(frame)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         fix = f"call it on a few rows without the target, with the columns {', '.join(map(str, frame.columns[:12]))}"
         if target and isinstance(error, (KeyError, AttributeError)) and repr(target) in str(error):
             fix = f"leave {target!r} out: features are built without the target, which nobody knows when predicting"

@@ -279,7 +279,7 @@ def _function(path: str) -> Callable[[pd.DataFrame], pd.Series[bool]]:
     def judge(frame: pd.DataFrame) -> pd.Series[bool]:
         try:
             result = function(frame.copy(deep=False))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise CodeError(
                 f"{path} raised {told(error)}",
                 fix=f"call it on a few rows with the columns {', '.join(map(str, frame.columns[:12]))}",

@@ -20,7 +20,7 @@ def user_code(name: str) -> Iterator[None]:
         yield
     except (MlopsError, MemoryError, ConnectionError, TimeoutError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CodeError(f"{name} raised {told(error)}", fix=_advice(str(error))) from error
 
 

@@ -132,6 +132,38 @@ def test_code_that_raises_is_told_by_pipeline_and_stage(store: Store, tmp_path: 
     assert isinstance(caught.value.__cause__, KeyError)
 
 
+EXITS_LATER = """import sys
+from pandas import DataFrame
+
+class Odd(DataFrame):
+    @property
+    def index(self):
+        sys.exit(0)
+
+def build(frame):
+    return Odd(frame)
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (
+            "import sys\n\ndef build(frame):\n    sys.exit(0)\n",
+            "toyprepare:build raised SystemExit: 0 (at toyprepare.py:4)",
+        ),
+        (EXITS_LATER, "the team's code raised SystemExit: 0 (at toyprepare.py:7)"),
+    ],
+)
+def test_code_that_exits_is_an_error_and_no_success(store: Store, tmp_path: Path, source: str, said: str) -> None:
+    asked = preparation(store, tmp_path, source)
+    with pytest.raises(CodeError) as caught:
+        run(asked)
+    assert f"pipeline 'churn', stage 'prepare': {said}, and must return or raise an exception" in str(caught.value)
+    assert not caught.value.retryable
+    assert store.read_outcome(asked) is None
+
+
 def test_secrets_reach_the_code_and_stay_out_of_all_that_is_kept(store: Store, tmp_path: Path) -> None:
     source = "import os\n\ndef build(frame):\n    assert os.environ['TOY_TOKEN'][::-1] == '2retnuh'\n    return frame\n"
     asked = preparation(store, tmp_path, source)

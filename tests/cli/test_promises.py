@@ -123,6 +123,18 @@ def test_features_that_break_their_contract_are_told(tmp_path: Path, source: str
     assert what in found(file, "features").told
 
 
+def test_code_that_exits_ends_no_test_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, xml = Path(project(tmp_path, **QUICK)), tmp_path / "junit.xml"
+    (file.parent / "churn" / "features.py").write_text(
+        FEATURES.replace("    return", "    raise SystemExit\n    return")
+    )
+    assert main(["test", str(file), "--junit", str(xml)]) == 1
+    assert "2 failed" in capsys.readouterr().out
+    failed = {case.get("name"): case.findtext("failure") for case in ElementTree.parse(xml).iter("testcase")}
+    for name in ("features", "train"):
+        assert "churn.features:build raised SystemExit (at " in str(failed[name])
+
+
 def found(file: Path, name: str) -> Check:
     """One check; those after it are not made."""
     (declaration,) = load_declarations(file)
