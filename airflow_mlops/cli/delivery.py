@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
+import os
 import sys
 import time
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.cli.where import add_environment
 from airflow_mlops.errors import DeliveryError, MlopsError
+from airflow_mlops.spec.promises import LEAST_ROWS
 
 if TYPE_CHECKING:
     from airflow_mlops.delivery.bundle import Bundle
@@ -29,8 +31,8 @@ def add_delivery(commands: Any) -> None:
     )
     testing.add_argument("files", nargs="+", metavar="FILE", help="YAML files of pipelines")
     add_environment(testing)
-    testing.add_argument("--sample", type=int, metavar="ROWS", help="how many rows are used (default: tests.rows)")
-    testing.add_argument("--junit", metavar="FILE", help="write the checks there as JUnit's XML")
+    testing.add_argument("--sample", type=_rows, metavar="ROWS", help="how many rows are used (default: tests.rows)")
+    testing.add_argument("--junit", type=_new_file, metavar="FILE", help="write the checks there as JUnit's XML")
     testing.add_argument("--github", action="store_true", help="also print what failed as annotations of GitHub")
     testing.set_defaults(handler=_test)
 
@@ -81,6 +83,25 @@ def add_delivery(commands: Any) -> None:
     differing.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     differing.add_argument("--config", default=FILE, metavar="FILE", help="(default: %(default)s)")
     differing.set_defaults(handler=_diff)
+
+
+def _rows(text: str) -> int:
+    # As for `tests.rows`.
+    if not text.isdecimal() or int(text) < LEAST_ROWS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of rows; allowed: {LEAST_ROWS} or more")
+    return int(text)
+
+
+def _new_file(text: str) -> Path:
+    """A file that can be written when the work is done."""
+    file = Path(text)
+    if file.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; allowed: a file")
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {file.parent} to write in")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text} may not be written")
+    return file
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

@@ -75,7 +75,7 @@ class UnderTest:
 
     def __init__(self, declaration: Declaration, rows: int | None = None) -> None:
         self.declaration, self.pipeline = declaration, declaration.pipeline
-        self.rows = rows or declaration.pipeline.tests.rows
+        self.rows = declaration.pipeline.tests.rows if rows is None else rows
         self._stack = contextlib.ExitStack()
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="airflow-mlops-test-")))
         self.folder, self.store = folder, Store(str(folder / "store"))
@@ -355,7 +355,7 @@ def test(options: argparse.Namespace) -> int:
                     found[name].append(check)
                     _print(name, check, options.github)
     if options.junit:
-        Path(options.junit).write_bytes(junit(found))
+        options.junit.write_bytes(junit(found))
     checks = [check for each in found.values() for check in each]
     failed = sum(check.status == "failed" for check in checks)
     print(f"{len(checks)} checks, {failed} failed ({sum(check.seconds for check in checks):.1f} s)")

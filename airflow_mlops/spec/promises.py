@@ -10,6 +10,9 @@ from pydantic import Field, ValidationInfo, field_validator
 from airflow_mlops.spec.base import Duration, Names, Section, Size
 from airflow_mlops.spec.metrics import METRICS
 
+LEAST_ROWS = 20
+"""Fewer rows than that train nothing."""
+
 
 class Tests(Section):
     """What ``airflow-mlops test`` checks besides what it checks of every pipeline."""
@@ -17,7 +20,7 @@ class Tests(Section):
     sample: str | None = Field(None, examples=["samples/churn.parquet"])
     """A Parquet or CSV file of raw rows, relative to the declaration; a bundle takes it along. Default: the newest
     window of ``data.source``."""
-    rows: int = Field(2000, ge=20)
+    rows: int = Field(2000, ge=LEAST_ROWS)
     """How many rows of the sample are used, spread evenly over it."""
     golden: str | None = Field(None, examples=["samples/golden.csv"])
     """A file of rows whose right answers are known, with the target, that ``min`` and ``max`` are measured on. Default:

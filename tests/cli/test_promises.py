@@ -135,6 +135,31 @@ def test_code_that_exits_ends_no_test_in_silence(tmp_path: Path, capsys: pytest.
         assert "churn.features:build raised SystemExit (at " in str(failed[name])
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--junit", "nodir/x.xml"), "argument --junit: there is no folder nodir to write in"),
+        (("--junit", "."), "argument --junit: . is a folder; allowed: a file"),
+        (("--sample", "0"), "argument --sample: '0' is no number of rows; allowed: 20 or more"),
+        (("--sample=-5",), "argument --sample: '-5' is no number of rows; allowed: 20 or more"),
+        (("--sample", "all"), "argument --sample: 'all' is no number of rows; allowed: 20 or more"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_is_done(
+    words: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(["test", "churn.yaml", *words])
+    told = capsys.readouterr()
+    assert (caught.value.code, told.out) == (2, "")
+    assert told.err.splitlines()[-1] == f"airflow-mlops test: error: {said}"
+
+
 def found(file: Path, name: str) -> Check:
     """One check; those after it are not made."""
     (declaration,) = load_declarations(file)
