@@ -23,7 +23,15 @@ from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, RegistryRef
 from airflow_mlops.cli.lint import lint_one
 from airflow_mlops.cli.run import choose_window, code_of
-from airflow_mlops.errors import CodeError, DataError, DataNotFoundError, DeclarationError, MlopsError, PromiseError
+from airflow_mlops.errors import (
+    CodeError,
+    DataError,
+    DataNotFoundError,
+    DeclarationError,
+    MlopsError,
+    PromiseError,
+    SchemaError,
+)
 from airflow_mlops.spec import Declaration, load_declarations, train_plan
 from airflow_mlops.spec.base import format_duration, parse_size
 from airflow_mlops.spec.data_schema import DataSchema
@@ -312,7 +320,14 @@ class UnderTest:
             # What is about a whole window, or about a champion, a sample cannot tell.
             whole = {"min_rows": 1, "max_rows": None, "freshness": None, "volume": None, "skew": None}
             params = params.model_copy(update={"data_schema": params.data_schema.model_copy(update=whole)})
-        outcome = self._run(params, data=self.whole)
+        try:
+            outcome = self._run(params, data=self.whole)
+        except SchemaError as error:
+            if self.store.path not in str(error.fix):
+                raise
+            # It names the report, which goes with the store.
+            fix = "mend the sample, or review the schema (airflow-mlops schema infer)"
+            raise SchemaError(error.what, where=error.where, fix=fix) from error
         return "; ".join(outcome.verdict.reasons[:3])
 
     def _contract(self, path: str) -> None:

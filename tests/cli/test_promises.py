@@ -160,6 +160,15 @@ def test_options_that_cannot_be_are_refused_before_anything_is_done(
     assert told.err.splitlines()[-1] == f"airflow-mlops test: error: {said}"
 
 
+def test_a_sample_that_breaks_the_schema_is_told_by_what_is_there_afterwards(tmp_path: Path) -> None:
+    file = Path(project(tmp_path, **QUICK))
+    schema = tmp_path / "schemas" / "churn.yaml"
+    schema.write_text(schema.read_text().replace("id: {type: string}", "id: {type: integer}"))
+    told = found(file, "schema").told
+    assert "'id'" in told
+    assert told.endswith("; try: mend the sample, or review the schema (airflow-mlops schema infer)")
+
+
 def found(file: Path, name: str) -> Check:
     """One check; those after it are not made."""
     (declaration,) = load_declarations(file)
