@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +19,7 @@ from airflow_mlops.call.dispatch import stage_module
 from airflow_mlops.call.store import Store
 from airflow_mlops.call.wire import ArtifactRef, Call, Outcome, RegistryRef
 from airflow_mlops.cli.lint import lint_one
+from airflow_mlops.cli.load_light import load_light
 from airflow_mlops.cli.run import choose_window, code_of
 from airflow_mlops.errors import (
     CodeError,
@@ -29,30 +27,16 @@ from airflow_mlops.errors import (
     DataNotFoundError,
     DeclarationError,
     MlopsError,
-    PromiseError,
     SchemaError,
 )
 from airflow_mlops.spec import Declaration, load_declarations, train_plan
-from airflow_mlops.spec.base import format_duration, parse_size
+from airflow_mlops.spec.base import parse_size
 from airflow_mlops.spec.data_schema import DataSchema
 from airflow_mlops.spec.stages import Extract, StageParams
 
 if TYPE_CHECKING:
     from airflow_mlops.stages.model_io import Model
 
-HEAVY = ("pandas", "numpy", "sklearn", "mlflow", "evidently", "pyarrow", "duckdb", "scipy", "google.cloud")
-"""What loading DAGs must not load."""
-_LOAD = """
-import json, sys, time
-import airflow.sdk
-from airflow_mlops.factory import load_dags
-before, started = set(sys.modules), time.process_time()
-dags = load_dags(sys.argv[1], {})
-seconds = time.process_time() - started
-heavy = sorted({name for name in set(sys.modules) - before if name.startswith(tuple(sys.argv[2:]))})
-broken = [str(dag.description) for dag in dags.values() if "broken" in dag.tags]
-print(json.dumps({"dags": sorted(dags), "seconds": seconds, "heavy": heavy, "broken": broken}))
-"""
 Path_ = tuple[str | int, ...]
 _PLACED = re.compile(r"(.+?):(\d+): (.*)")
 """A problem of a declaration with its file and line."""
@@ -266,7 +250,7 @@ class UnderTest:
                 trained,
                 lambda: promises.answers_within(self.model, self.raw, most),
             )
-        yield "dags", (), ("lint",), self._dags
+        yield "dags", (), ("lint",), lambda: load_light(self.declaration)
 
     def _lint(self) -> None:
         try:
@@ -278,35 +262,6 @@ class UnderTest:
             problems = lint_one(self.declaration)
         if problems:
             raise DeclarationError(problems)
-
-    def _dags(self) -> str:
-        """Load the DAGs in a fresh interpreter."""
-        file = os.path.abspath(self.declaration.document.file)
-        # Where the sessions of a test look for an Airflow is no matter: nothing is asked of it.
-        with tempfile.TemporaryDirectory(prefix="airflow-home-") as home:
-            environment = {"AIRFLOW_HOME": home, "AIRFLOW__CORE__LOAD_EXAMPLES": "False", **os.environ}
-            done = subprocess.run(
-                [sys.executable, "-c", _LOAD, file, *HEAVY],
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        if done.returncode:
-            raise CodeError(f"the DAGs do not load: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-        found = json.loads(done.stdout.splitlines()[-1])
-        if found["broken"]:
-            raise DeclarationError(found["broken"])
-        if found["heavy"]:
-            raise PromiseError(
-                f"loading the DAGs loads {', '.join(found['heavy'][:5])}, which every parse would pay for",
-                fix="import it inside the functions that need it",
-            )
-        most = self.pipeline.tests.max_parse
-        told = f"{len(found['dags'])} DAGs in {found['seconds']:.2f} CPU s"
-        if found["seconds"] > most.total_seconds():
-            raise PromiseError(f"{told}, more than {format_duration(most)}")
-        return told
 
     def _sample(self) -> str:
         rows, used = self.table(self.whole).num_rows, self.table(self.sample).num_rows

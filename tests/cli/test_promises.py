@@ -9,9 +9,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from airflow_mlops.cli.load_light import load_light
 from airflow_mlops.cli.main import main
 from airflow_mlops.cli.test import Check, UnderTest, github_lines, junit
-from airflow_mlops.errors import DataNotFoundError
+from airflow_mlops.errors import CodeError, DataNotFoundError, PromiseError
 from airflow_mlops.spec import load_declarations
 from tests.delivery.made import FEATURES, project
 from tests.forked import python
@@ -167,6 +168,31 @@ def test_a_sample_that_breaks_the_schema_is_told_by_what_is_there_afterwards(tmp
     told = found(file, "schema").told
     assert "'id'" in told
     assert told.endswith("; try: mend the sample, or review the schema (airflow-mlops schema infer)")
+
+
+def test_the_dag_files_of_the_project_are_loaded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (declaration,) = load_declarations(project(tmp_path, **QUICK))
+    dags = tmp_path / "dags"
+    dags.mkdir()
+    good = "from shared import PATTERN\n\nfrom airflow_mlops import load_dags\n\nload_dags(PATTERN, globals())\n"
+    files = {
+        "churn_dags.py": good,
+        "shared.py": "PATTERN = '../pipelines/*.yaml'\n",
+        "others.py": "import nothing_of_ours\n",
+        "heavy.py": f"import sklearn.base\n{good}",
+    }
+    for name, text in files.items():
+        (dags / name).write_text(text)
+    with pytest.raises(PromiseError, match="^dags/heavy.py loads numpy"):
+        load_light(declaration)
+    (dags / "heavy.py").write_text(f"import nonsense\n{good}")
+    (dags / "exits.py").write_text(f"{good}raise SystemExit\n")
+    with pytest.raises(CodeError) as caught:
+        load_light(declaration)
+    exits, nonsense = str(caught.value).split("; ")
+    assert exits.startswith("dags/exits.py does not load: SystemExit (at dags/exits.py:6)")
+    assert nonsense.startswith("dags/heavy.py does not load: ModuleNotFoundError: No module named 'nonsense'")
 
 
 def found(file: Path, name: str) -> Check:
