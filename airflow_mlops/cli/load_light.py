@@ -27,9 +27,9 @@ seconds = time.process_time() - started
 broken = [str(dag.description) for dag in dags.values() if "broken" in dag.tags]
 loaded, failed = {}, []
 def look(what):
-    found = [name for name in set(sys.modules) - before if name.startswith(tuple(heavy))]
-    if found:
-        loaded[what] = sorted(found)
+    new = {name + "." for name in set(sys.modules) - before}
+    if found := [library for library in heavy if any(name.startswith(library + ".") for name in new)]:
+        loaded[what] = found
     before.update(sys.modules)
 look("the declaration")
 sys.path.append(folder)  # as Airflow does: one file may import another
@@ -73,7 +73,7 @@ def load_light(declaration: Declaration) -> str:
         raise CodeError("; ".join(found["failed"]))
     for what, names in found["heavy"].items():
         raise PromiseError(
-            f"{what} loads {', '.join(names[:5])}, which every parse of the DAGs would pay for",
+            f"{what} loads {', '.join(names)}, which every parse of the DAGs would pay for",
             fix="import it inside the functions that need it",
         )
     most = declaration.pipeline.tests.max_parse

@@ -105,11 +105,17 @@ def check_features(path: str, sample: pa.Table, target: str) -> None:
         )
     # Several pieces: a median may happen to be the same in one of them.
     for piece in (slice(len(frame) // 2, None), slice(None, None, 3), slice(0, 1 + len(frame) // 10)):
-        _compare(path, call_features(build, path, before.iloc[piece].reset_index(drop=True), target), whole.iloc[piece])
+        compare_features(
+            path, call_features(build, path, before.iloc[piece].reset_index(drop=True), target), whole.iloc[piece]
+        )
 
 
-def _compare(path: str, part: pd.DataFrame, whole: pd.DataFrame) -> None:
-    """Hold the features of a piece of the rows against those that the same rows had among all."""
+def compare_features(path: str, part: pd.DataFrame, whole: pd.DataFrame) -> None:
+    """Hold the features of a piece of the rows against those that the same rows had among all.
+
+    Raises:
+        CodeError: when they differ.
+    """
     expected = whole.reset_index(drop=True)
     if list(part.columns) != list(expected.columns):
         raise CodeError(
@@ -128,6 +134,10 @@ def _same(left: pd.Series[Any], right: pd.Series[Any]) -> bool:
     if pd.api.types.is_numeric_dtype(left) and pd.api.types.is_numeric_dtype(right):
         a, b = (np.asarray(side.to_numpy(dtype=float, na_value=np.nan)) for side in (left, right))
         return bool(np.allclose(a, b, rtol=1e-9, atol=1e-12, equal_nan=True))
+    # Whatever categories the other rows have brought.
+    left, right = (
+        side.astype(object) if isinstance(side.dtype, pd.CategoricalDtype) else side for side in (left, right)
+    )
     return bool(((left == right) | (left.isna() & right.isna())).all())
 
 

@@ -24,7 +24,7 @@ from airflow_mlops.spec.metrics import METRICS
 from airflow_mlops.stages.bootstrap import Scores
 from airflow_mlops.stages.golden import differences, read_golden
 from airflow_mlops.stages.model_io import Model, raw_rows
-from airflow_mlops.stages.prepare import call_features, check_features
+from airflow_mlops.stages.prepare import call_features, check_features, compare_features
 from airflow_mlops.stages.scoring import encode, evaluate, score_frame
 from airflow_mlops.stages.tables import canonical, require_columns, to_frame
 from airflow_mlops.stages.team_code import user_code
@@ -32,7 +32,7 @@ from airflow_mlops.stages.team_code import user_code
 _TOLERANCE = 1e-6
 """How far numbers may lie apart that should be the same, in absolute value or, above 1, as a share."""
 _SINGLE = 25
-"""How many rows are asked about one by one."""
+"""How many rows are asked about one by one, and of how many columns the rows at both ends."""
 _AGAINST = 0.01
 """How far a monotone answer may go the other way, as a share of the range of the average answers: noise of the fit."""
 
@@ -56,6 +56,23 @@ def keeps_feature_contract(path: str, sample: pa.Table, target: str) -> None:
     first, second = (call_features(build, path, frame.copy(), target) for _ in range(2))
     if not first.equals(second):
         raise CodeError(f"{path} gives other features for the same rows", fix="leave chance and the clock out of it")
+    for index in _singles(frame):
+        alone = call_features(build, path, frame.iloc[[index]].reset_index(drop=True), target)
+        compare_features(path, alone, first.iloc[[index]])
+
+
+def _singles(rows: pd.DataFrame) -> list[int]:
+    """The places of the rows that are asked about one by one: some spread evenly, and those at the ends of columns.
+
+    What is done to few rows only, such as clipping, is done to the outermost.
+    """
+    chosen = set(np.linspace(0, len(rows) - 1, min(_SINGLE, len(rows))).astype(int).tolist())
+    for _, column in list(rows.select_dtypes("number", exclude="timedelta").dropna(axis=1, how="all").items())[
+        :_SINGLE
+    ]:
+        values = column.to_numpy(dtype=float, na_value=np.nan)
+        chosen |= {int(np.nanargmin(values)), int(np.nanargmax(values))}
+    return sorted(chosen)
 
 
 def gives_unfitted(path: str) -> None:
@@ -83,7 +100,7 @@ def gives_unfitted(path: str) -> None:
 
 
 def serves_as_trained(model: Model, golden: Path, rows: pd.DataFrame) -> None:
-    """The logged model says what the fitted one said, and of single rows what it says of a batch.
+    """The logged model says what the fitted one said, and of single rows what it says of them among all.
 
     Raises:
         PromiseError: when it does not.
@@ -95,13 +112,12 @@ def serves_as_trained(model: Model, golden: Path, rows: pd.DataFrame) -> None:
     found = differences(kept, _answer(model, there), _TOLERANCE, regression=regression)
     if found:
         raise PromiseError(f"the logged model does not say what the fitted one said: {'; '.join(found)}")
-    chosen = rows.iloc[np.unique(np.linspace(0, len(rows) - 1, min(_SINGLE, len(rows))).astype(int))]
-    whole = _numbers(model, chosen)
-    for index in range(len(chosen)):
-        alone = _numbers(model, chosen.iloc[[index]])[0]
+    whole = _numbers(model, rows)
+    for index in _singles(rows):
+        alone = _numbers(model, rows.iloc[[index]])[0]
         if not _same(alone, whole[index]):
             raise PromiseError(
-                f"row {chosen.index[index]} gets {_told(alone)} alone and {_told(whole[index])} among others",
+                f"row {rows.index[index]} gets {_told(alone)} alone and {_told(whole[index])} among {len(rows)}",
                 fix="move what is learned from many rows into prepare.preprocess, where it is fitted once",
             )
 

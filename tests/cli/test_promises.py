@@ -184,7 +184,7 @@ def test_the_dag_files_of_the_project_are_loaded_too(tmp_path: Path, monkeypatch
     }
     for name, text in files.items():
         (dags / name).write_text(text)
-    with pytest.raises(PromiseError, match="^dags/heavy.py loads numpy"):
+    with pytest.raises(PromiseError, match="^dags/heavy.py loads (pandas, )?numpy, sklearn, .*, which every parse"):
         load_light(declaration)
     (dags / "heavy.py").write_text(f"import nonsense\n{good}")
     (dags / "exits.py").write_text(f"{good}raise SystemExit\n")
@@ -200,6 +200,25 @@ def found(file: Path, name: str) -> Check:
     (declaration,) = load_declarations(file)
     with UnderTest(declaration, 100) as tested:
         return next(each for each in tested.checks() if each.name == name)
+
+
+BY_COUNT = FEATURES.replace(
+    "    return",
+    "    if len(frame) >= 40:\n        frame = frame.assign(amount=frame['amount'].clip(upper=2.5))\n    return",
+)
+"""What none of the small pieces shows, and of the whole only the few rows at its end."""
+
+
+def test_features_that_depend_on_how_many_rows_there_are_are_told(tmp_path: Path) -> None:
+    file = Path(project(tmp_path, **QUICK))
+    (file.parent / "churn" / "features.py").write_text(BY_COUNT)
+    (declaration,) = load_declarations(file)
+    with UnderTest(declaration) as tested:
+        checks = tested.checks()
+        kept = {each.name: each for each in (next(checks) for _ in range(6))}
+    assert kept["train"].status == "ok"
+    assert "is not stateless: 'amount' of a row changes" in kept["features"].told
+    assert " alone and " in kept["serving"].told
 
 
 def test_code_that_does_not_import_and_a_declaration_that_does_not_read_are_told(

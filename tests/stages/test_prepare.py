@@ -141,6 +141,7 @@ GOOD = [
     "return frame[['amount']].fillna(0)",
     "return frame.assign(hour=frame['at'].dt.hour, known=frame.region.isin(['east', 'west']))",
     "return pd.DataFrame({'region': frame.region.str.upper()})",
+    "return frame[['id', 'region']].astype('category')",
 ]
 
 
