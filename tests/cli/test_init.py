@@ -20,6 +20,7 @@ from airflow_mlops import __version__
 from airflow_mlops.cli import main
 from airflow_mlops.cli.init import PLACEHOLDER, TEMPLATES, rendered
 from airflow_mlops.cli.main import parser_of_commands
+from airflow_mlops.delivery.login import Login, Said, User, login_of
 from airflow_mlops.delivery.settings import read_settings
 from airflow_mlops.spec import load_declarations
 from tests.forked import commands
@@ -199,3 +200,55 @@ def test_workflows_have_no_more_rights_than_they_need() -> None:
     # What is typed into a form never becomes part of a command.
     assert not any("${{" in str(step.get("run", "")) for each in workflows.values() for job in each["jobs"].values()
                    for step in job["steps"])  # fmt: skip
+
+
+DELIVERING = {"main": "staging", "release": "prod"}
+"""The environment that a workflow delivers to."""
+
+
+def _handed_on(ci: str, workflow: dict[Any, Any], kept: dict[str, str]) -> dict[str, dict[str, str]]:
+    """The variables that each target of the Makefile gets of the secrets that are kept."""
+    found: dict[str, dict[str, str]] = {}
+    if ci == "cloudbuild":
+        known = {
+            each["env"]: each["versionName"] for each in workflow.get("availableSecrets", {}).get("secretManager", [])
+        }
+        for step in workflow["steps"]:
+            names = [re.fullmatch(r"projects/\$PROJECT_ID/secrets/(\w+)/versions/latest", known[name])
+                     for name in step.get("secretEnv", [])]  # fmt: skip
+            values = {
+                name: kept[match[1]] for name, match in zip(step.get("secretEnv", []), names, strict=True) if match
+            }
+            found |= dict.fromkeys(re.findall(r"\bmake ([\w-]+)", step.get("script", "")), values)
+        return found
+    assert not [1 for each in (workflow, *workflow["jobs"].values()) if "secrets." in str(each.get("env"))]
+    for job in workflow["jobs"].values():
+        for step in job["steps"]:
+            named = {name: re.fullmatch(r"\$\{\{ secrets\.(\w+) \}\}", value)
+                     for name, value in step.get("env", {}).items()}  # fmt: skip
+            # GitHub makes an empty text of a secret that is not there.
+            values = {name: kept.get(match[1], "") for name, match in named.items() if match}
+            found |= dict.fromkeys(re.findall(r"\bmake ([\w-]+)", step.get("run", "")), values)
+    return found
+
+
+@pytest.mark.parametrize("ci", CI)
+@pytest.mark.parametrize("name", DELIVERING)
+def test_a_ci_hands_on_who_asks_airflow_to_the_steps_that_deploy_and_to_no_other(
+    ci: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = DELIVERING[name]
+    workflow = _workflows(ci)[name]
+    user, password, token = (f"AIRFLOW_API_{each}_{environment.upper()}" for each in ("USER", "PASSWORD", "TOKEN"))
+    a_user = (Login(user=User(Said(user, "ci"), Said(password, "pass"))), {user: "ci", password: "pass"})
+    ways = [a_user] if ci == "cloudbuild" else [a_user, (Login(Said(token, "t")), {token: "t"}), (Login(), {})]
+    for login, kept in ways:
+        handed = _handed_on(ci, workflow, kept)
+        asking = [each for each in handed if each in ("deploy-staging", "promote", "rollback")]
+        assert asking
+        for target in asking:
+            with monkeypatch.context() as patch:
+                for variable, value in handed[target].items():
+                    patch.setenv(variable, value)
+                assert login_of(environment) == login
+        assert not any(values for target, values in handed.items() if target not in asking)
