@@ -37,7 +37,7 @@ def build(
     Args:
         files: YAML files of pipelines, and DAG files of the team's own (``.py``).
         name: the bundle's name. Default: that of the first declaration's file.
-        version: its version. Default: by Git's tags, else by the content.
+        version: its version. Default: by Git's tags, which a shallow clone may lack, else by the content.
         lock: the file that pins the environment. Default: the first of `LOCKS` beside a declaration, or in a folder
             above it that the bundle spans.
         allow_dirty: whether files may differ from the commit.
@@ -45,8 +45,8 @@ def build(
     Raises:
         DeclarationError: when a declaration is wrong.
         CodeError: when a package is not there, or two differ that have one name.
-        DeliveryError: when a file is missing or named by an absolute path, differs from the commit, or an image is
-            named by a tag.
+        DeliveryError: when a file is missing or named by an absolute path, differs from the commit, an image is
+            named by a tag, or a shallow clone is to name the version.
     """
     declared = [file for file in files if not file.endswith(".py")]
     dags = [_there(file) for file in files if file.endswith(".py")]
@@ -66,6 +66,12 @@ def build(
         raise DeliveryError(
             f"not as they are in commit {where.commit[:12]}: {', '.join(where.changed[:10])}",
             fix="commit them, so that others can make the same bundle; or --allow-dirty",
+        )
+    if where and where.shallow and not version:
+        raise DeliveryError(
+            f"a shallow clone of commit {where.commit[:12]} may lack the tags that name its version: elsewhere the "
+            "bundle of the same commit would have another digest",
+            fix="git fetch --unshallow --tags, or --version",
         )
     held = {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(sources)}
     if pin:

@@ -21,6 +21,8 @@ class Origin(NamedTuple):
     """The commit as a version: the newest tag before it that is one, and how far it lies behind."""
     changed: list[str]
     """Those of the files that differ from it, or are not in it."""
+    shallow: bool
+    """Whether the repository lacks history, and with it tags, so that others may describe the commit otherwise."""
 
 
 def git(*arguments: str, folder: str | os.PathLike[str], fix: str | None = None) -> str:
@@ -54,7 +56,8 @@ def origin_of(folder: Path, files: Iterable[Path]) -> Origin | None:
     inside = [path for path in paths if not path.startswith("..")]
     told = git("status", "--porcelain", "-z", "--ignored", "--untracked-files=all", "--", *inside, folder=top)
     changed = [line[3:] for line in told.split("\0") if line]
-    return Origin(commit, _described(folder, commit), sorted({*changed, *outside}))
+    shallow = git("rev-parse", "--is-shallow-repository", folder=top).strip() == "true"
+    return Origin(commit, _described(folder, commit), sorted({*changed, *outside}), shallow)
 
 
 def _described(folder: Path, commit: str) -> str:

@@ -20,9 +20,12 @@ from airflow_mlops import __version__
 from airflow_mlops.cli import main
 from airflow_mlops.cli.init import PLACEHOLDER, TEMPLATES, rendered
 from airflow_mlops.cli.main import parser_of_commands
+from airflow_mlops.delivery.build import build
+from airflow_mlops.delivery.git import git
 from airflow_mlops.delivery.login import Login, Said, User, login_of
 from airflow_mlops.delivery.settings import read_settings
 from airflow_mlops.spec import load_declarations
+from tests.delivery.made import WHO, project
 from tests.forked import commands
 
 CI = ("github", "cloudbuild")
@@ -252,3 +255,35 @@ def test_a_ci_hands_on_who_asks_airflow_to_the_steps_that_deploy_and_to_no_other
                     patch.setenv(variable, value)
                 assert login_of(environment) == login
         assert not any(values for target, values in handed.items() if target not in asking)
+
+
+def test_a_github_workflow_builds_from_a_checkout_with_history_and_tags() -> None:
+    building = 0
+    for workflow in _workflows("github").values():
+        for job in workflow["jobs"].values():
+            if any(each.get("run") == "make build" for each in job["steps"]):
+                (checkout,) = [each for each in job["steps"] if each.get("uses", "").startswith("actions/checkout@")]
+                assert checkout["with"]["fetch-depth"] == 0  # which is all of it, and all tags
+                building += 1
+    assert building == 1
+
+
+def test_cloud_build_builds_the_version_that_git_names_from_its_shallow_clone(tmp_path: Path) -> None:
+    """Its clones hold one commit and no tags; the step that comes before the build is run as it stands."""
+    tree = tmp_path / "tree"
+    file = project(tree)
+    git("init", "--quiet", "--initial-branch", "main", folder=tree)
+    git("add", ".", folder=tree)
+    git(*WHO, "commit", "--quiet", "--message", "one", folder=tree)
+    git("tag", "v1.4.0", folder=tree)
+    git(*WHO, "commit", "--quiet", "--allow-empty", "--message", "two", folder=tree)
+    git("clone", "--quiet", "--depth", "1", "--no-tags", tree.as_uri(), "workspace", folder=tmp_path)
+    steps = _workflows("cloudbuild")["main"]["steps"]
+    before = steps[: [each["id"] for each in steps].index("build")]
+
+    (fetching,) = [each for each in before if each["name"] == "gcr.io/cloud-builders/git"]
+    git(*fetching["args"], folder=tmp_path / "workspace")
+
+    whole, shallow = build([file]), build([str(tmp_path / "workspace" / Path(file).relative_to(tree))])
+    assert shallow.manifest.version.startswith("1.4.0.post1+g")
+    assert shallow.manifest.digest == whole.manifest.digest

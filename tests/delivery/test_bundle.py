@@ -18,7 +18,7 @@ from airflow_mlops.delivery.bundle import MANIFEST, packed, read_bundle
 from airflow_mlops.delivery.git import git
 from airflow_mlops.delivery.wheel import wheel
 from airflow_mlops.errors import CodeError, DeclarationError, DeliveryError
-from tests.delivery.made import FEATURES, project
+from tests.delivery.made import FEATURES, WHO, project
 
 NAMES = st.text("abc/_", min_size=1, max_size=8).map(lambda text: f"m/{text.strip('/').replace('//', '/')}x.py")
 FILES = st.dictionaries(NAMES, st.binary(max_size=30), max_size=6)
@@ -119,10 +119,9 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
 def test_versions_and_commits_come_from_git_and_a_dirty_work_tree_is_refused(tmp_path: Path) -> None:
     file = project(tmp_path)
     (tmp_path / ".gitignore").write_text("notes\n")
-    who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
     git("init", "--quiet", folder=tmp_path)
     git("add", ".", folder=tmp_path)
-    git(*who, "commit", "--quiet", "--message", "one", folder=tmp_path)
+    git(*WHO, "commit", "--quiet", "--message", "one", folder=tmp_path)
     commit = git("rev-parse", "HEAD", folder=tmp_path).strip()
     assert build([file]).manifest.version == f"0+g{commit[:12]}"
     git("tag", "v1.3.0", folder=tmp_path)
@@ -137,8 +136,29 @@ def test_versions_and_commits_come_from_git_and_a_dirty_work_tree_is_refused(tmp
     dirty = build([file], allow_dirty=True).manifest
     assert dirty.dirty
     assert dirty.version.startswith("1.3.0+dirty.c")
-    git(*who, "commit", "--quiet", "--all", "--message", "two", folder=tmp_path)
+    git(*WHO, "commit", "--quiet", "--all", "--message", "two", folder=tmp_path)
     assert build([file]).manifest.version.startswith("1.3.0.post1+g")
+
+
+def test_a_shallow_clone_cannot_name_a_version(tmp_path: Path) -> None:
+    """Its tags may be missing, and the same commit would give other bytes than elsewhere."""
+    tree = tmp_path / "tree"
+    file = Path(project(tree))
+    git("init", "--quiet", folder=tree)
+    git("add", ".", folder=tree)
+    git(*WHO, "commit", "--quiet", "--message", "one", folder=tree)
+    git("tag", "v1.3.0", folder=tree)
+    (tree / "more").write_text("x")
+    git("add", ".", folder=tree)
+    git(*WHO, "commit", "--quiet", "--message", "two", folder=tree)
+    git("clone", "--quiet", "--depth", "1", tree.as_uri(), "shallow", folder=tmp_path)
+    there = tmp_path / "shallow" / file.relative_to(tree)
+    with pytest.raises(DeliveryError, match=r"shallow clone.*; try: git fetch --unshallow --tags, or --version"):
+        build([str(there)])
+    assert build([str(there)], version="1.4.0") == build([str(file)], version="1.4.0")
+    git("fetch", "--quiet", "--unshallow", "--tags", folder=tmp_path / "shallow")
+    assert build([str(there)]) == build([str(file)])
+    assert build([str(there)]).manifest.version.startswith("1.3.0.post1+g")
 
 
 def test_what_cannot_be_taken_along_is_refused(tmp_path: Path) -> None:
