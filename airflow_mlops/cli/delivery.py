@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlops.cli.where import add_environment
-from airflow_mlops.errors import DeliveryError, MlopsError
+from airflow_mlops.errors import DeclarationError, DeliveryError, MlopsError
 from airflow_mlops.spec.promises import LEAST_ROWS
 
 if TYPE_CHECKING:
@@ -116,8 +116,11 @@ def _test(options: argparse.Namespace) -> int:
 
 
 def _build(options: argparse.Namespace) -> int:
+    from airflow_mlops.cli.lint import lint
     from airflow_mlops.delivery.build import build
 
+    if problems := lint([file for file in options.files if not file.endswith(".py")]):
+        raise DeclarationError(problems)
     bundle = build(
         options.files,
         name=options.name,

@@ -44,7 +44,7 @@ def build(
 
     Raises:
         DeclarationError: when a declaration is wrong.
-        CodeError: when a package is not there, or two differ that have one name.
+        CodeError: when a package is not there, two differ that have one name, or a DAG file is no Python.
         DeliveryError: when a file is missing or named by an absolute path, differs from the commit, an image is
             named by a tag, or a shallow clone is to name the version.
     """
@@ -59,6 +59,8 @@ def build(
     named = [path for each in declarations for path in _named(each)]
     sources = {*map(_there, declared), *named, *dags}
     root = Path(os.path.commonpath([path.parent for path in sources]))
+    for path in dags:
+        _compiled(path, root)
     pin = _there(lock) if lock else _lock(declarations, root)
     code = _code(declarations)
     where = origin_of(root, [*sources, *([pin] if pin else []), *(path for path in code.values() if path)])
@@ -105,6 +107,15 @@ def _there(path: str | Path) -> Path:
     if not found.is_file():
         raise DeliveryError(f"{path}: no such file")
     return found
+
+
+def _compiled(file: Path, root: Path) -> None:
+    """See that a DAG file is Python. It is not run: what it imports is there where Airflow is."""
+    try:
+        compile(file.read_bytes(), str(file), "exec", dont_inherit=True)
+    except SyntaxError as error:
+        where = f"{file.relative_to(root).as_posix()}{f':{error.lineno}' if error.lineno else ''}"
+        raise CodeError(f"is no Python: {error.msg}", where=where) from error
 
 
 def _inside(folder: str, root: Path) -> str:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_mlops.cli import main
 from airflow_mlops.delivery.build import build
 from airflow_mlops.delivery.bundle import MANIFEST, packed, read_bundle
 from airflow_mlops.delivery.git import git
@@ -159,6 +160,46 @@ def test_a_shallow_clone_cannot_name_a_version(tmp_path: Path) -> None:
     git("fetch", "--quiet", "--unshallow", "--tags", folder=tmp_path / "shallow")
     assert build([str(there)]) == build([str(file)])
     assert build([str(there)]).manifest.version.startswith("1.3.0.post1+g")
+
+
+@pytest.mark.parametrize(
+    ("sections", "what"),
+    [
+        ({"prepare": {"features": "mistyped.features:biuld"}}, "biuld"),
+        ({"train": {"estimator": "sklearn.linear_model.LogisticRegression", "params": {"CC": 1}}}, "no parameter 'CC'"),
+        ({"environments": {"prod": {"runtime": {"requirements": "gone.txt"}}}}, "(environment 'prod')"),
+    ],
+)
+def test_what_lint_refuses_is_not_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], sections: dict[str, object], what: str
+) -> None:
+    file = project(tmp_path, "mistyped", **sections)
+    assert main(["lint", file]) == 1
+    told = capsys.readouterr().out.splitlines()[:-1]
+    assert main(["build", file, "--out", str(tmp_path / "dist")]) == 1
+    said = capsys.readouterr()
+    assert what in said.err
+    assert not said.out
+    assert all(problem in said.err for problem in told)
+    assert not (tmp_path / "dist").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"import airflow\ndef broken(:\n", r"team\.py:2: .*syntax"),
+        (b"a = '\xff'\n", r"team\.py.*utf-8"),
+        (b"a = 1\0\n", r"team\.py.*null bytes"),
+    ],
+)
+def test_a_dag_file_that_is_no_python_is_not_built(tmp_path: Path, content: bytes, what: str) -> None:
+    file, team = project(tmp_path), tmp_path / "pipelines" / "team.py"
+    team.write_bytes(content)
+    with pytest.raises(CodeError, match=what):
+        build([file, str(team)])
+    # Only what it says is looked at: what it imports is there where Airflow runs.
+    team.write_bytes(b"# -*- coding: latin-1 -*-\nimport not_here\nwho = '\xe9'\n")
+    assert build([file, str(team)]).manifest.dags == ("pipelines/team.py",)
 
 
 def test_what_cannot_be_taken_along_is_refused(tmp_path: Path) -> None:
