@@ -13,6 +13,7 @@ from packaging.version import InvalidVersion, Version
 from airflow_mlops import __version__
 from airflow_mlops.call.code import packages
 from airflow_mlops.delivery.bundle import Bundle, Manifest, digest_of_bytes
+from airflow_mlops.delivery.environment import beside_the_code
 from airflow_mlops.delivery.git import Origin, origin_of
 from airflow_mlops.delivery.wheel import wheel
 from airflow_mlops.errors import CodeError, DeclarationError, DeliveryError
@@ -43,7 +44,7 @@ def build(
         allow_dirty: whether files may differ from the commit.
 
     Raises:
-        DeclarationError: when a declaration is wrong.
+        DeclarationError: when a declaration is wrong, or names data that no environment would find beside it.
         CodeError: when a package is not there, two differ that have one name, or a DAG file is no Python.
         DeliveryError: when a file is missing or named by an absolute path, differs from the commit, an image is
             named by a tag, or a shallow clone is to name the version.
@@ -56,6 +57,8 @@ def build(
     if not _NAME.fullmatch(name):
         raise DeliveryError(f"{name!r} is no name of a bundle", allowed="letters, digits, _ and -", fix="--name NAME")
     declarations = [each for file in declared for each in load_declarations(file, "")]
+    if problems := [problem for each in declarations for problem in _beside_the_code(each)]:
+        raise DeclarationError(problems)
     named = [path for each in declarations for path in _named(each)]
     sources = {*map(_there, declared), *named, *dags}
     root = Path(os.path.commonpath([path.parent for path in sources]))
@@ -140,6 +143,16 @@ def _named(declaration: Declaration) -> Iterator[Path]:
         if not file.is_file():
             raise DeclarationError([declaration.problem(path, f"there is no file {name}")])
         yield file
+
+
+def _beside_the_code(declaration: Declaration) -> list[str]:
+    """Why every environment would refuse a pipeline; nothing where one would take it."""
+    pipeline = declaration.pipeline
+    found = [
+        list(beside_the_code(declaration._replace(pipeline=pipeline.in_environment(environment)), environment))
+        for environment in pipeline.environments or ("",)
+    ]
+    return [problem for problems in found for problem in problems] if all(found) else []
 
 
 def _code(declarations: Iterable[Declaration]) -> dict[str, Path | None]:

@@ -52,15 +52,20 @@ def declarations_in(bundle: Bundle, environment: str) -> list[Declaration]:
             except DeclarationError as error:
                 problems += error.problems
         for each in found:
-            problems += [*problems_of(each), *_beside_the_code(each, environment)]
+            problems += [*problems_of(each), *beside_the_code(each, environment)]
         problems += check_all(found)
         if problems:
             raise DeclarationError([problem.replace(f"{folder}{os.sep}", "") for problem in problems])
     return found
 
 
-def _beside_the_code(declaration: Declaration, environment: str) -> Iterator[str]:
-    """Data and interpreters that a release would look for in its own folder, where there are none."""
+def beside_the_code(declaration: Declaration, environment: str) -> Iterator[str]:
+    """Data and interpreters that a release would look for in its own folder, where there are none.
+
+    Args:
+        declaration: a pipeline as it is in the environment.
+        environment: the environment's name; empty: whichever it may be.
+    """
     pipeline = declaration.pipeline
     performance = pipeline.monitor.performance
     for path, place in {
@@ -74,5 +79,5 @@ def _beside_the_code(declaration: Declaration, environment: str) -> Iterator[str
             yield declaration.problem(
                 path,
                 f"{name} is {place!r}, relative to the declaration, and a release holds none of it",
-                fix=f"an absolute path or a URI, in environments.{environment}.{name}",
+                fix="an absolute path or a URI" + (f", in environments.{environment}.{name}" if environment else ""),
             )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -200,6 +201,22 @@ def test_a_dag_file_that_is_no_python_is_not_built(tmp_path: Path, content: byte
     # Only what it says is looked at: what it imports is there where Airflow runs.
     team.write_bytes(b"# -*- coding: latin-1 -*-\nimport not_here\nwho = '\xe9'\n")
     assert build([file, str(team)]).manifest.dags == ("pipelines/team.py",)
+
+
+def test_what_every_environment_would_refuse_is_not_built(tmp_path: Path) -> None:
+    relative: dict[str, Any] = {"data": {"source": "data/{window}.parquet", "target": "y"}}
+    absolute = {"data": {"source": "/data/{window}.parquet"}}
+    with pytest.raises(
+        DeclarationError, match=r"churn\.yaml:\d+: .*a release holds none of it; try: an absolute .* URI$"
+    ):
+        build([project(tmp_path / "a", **relative)])
+    with pytest.raises(
+        DeclarationError, match=r"environments\.prod\.data\.source\n.*environments\.staging\.data\.source"
+    ):
+        build([project(tmp_path / "b", **relative, environments={"staging": {}, "prod": {}})])
+    with pytest.raises(DeclarationError, match=r"predict\.output is 'out'"):
+        build([project(tmp_path / "c", predict={"output": "out"})])
+    assert build([project(tmp_path / "d", **relative, environments={"staging": absolute, "prod": {}})])
 
 
 def test_what_cannot_be_taken_along_is_refused(tmp_path: Path) -> None:

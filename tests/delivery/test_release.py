@@ -253,7 +253,15 @@ def test_a_pointer_in_a_bucket_is_replaced_only_if_it_is_the_one_seen(gcs: str, 
 
 
 def test_what_cannot_run_in_an_environment_is_refused_before_it_goes_there(tmp_path: Path) -> None:
-    relative = build([project(tmp_path / "a", data={"source": "data/{window}.parquet", "target": "y"})])
+    relative = build(
+        [
+            project(
+                tmp_path / "a",
+                data={"source": "data/{window}.parquet", "target": "y"},
+                environments={"staging": {"data": {"source": "/data/{window}.parquet"}}, "prod": {}},
+            )
+        ]
+    )
     with pytest.raises(DeclarationError, match=r"a release holds none of it; try: .*environments\.prod\.data\.source"):
         declarations_in(relative, "prod")
     overlaid = project(
