@@ -275,7 +275,7 @@ class Store:
         try:
             return json.loads(data)
         except ValueError as error:
-            raise StoreError(f"{uri} is not JSON: {error}", fix="restore it from a backup") from error
+            raise StoreError(f"{uri} is not JSON: {error}", fix="remove the file, or put back what it held") from error
 
     def read_bytes(self, *parts: str) -> bytes | None:
         """What stands in a named place, or None where there is nothing."""

@@ -175,11 +175,6 @@ class StorePlace(Place):
         """Put a release there, write that it has started, and replace the pointer."""
         name = bundle.manifest.name
         try:
-            os.makedirs(self.store.path, exist_ok=True)
-        except OSError as error:
-            what = f"the folder {self.where}, where releases are to lie, cannot be made: {error.strerror}"
-            raise DeliveryError(what, fix="correct 'dags' in deploy.yaml, or make the folder there") from error
-        try:
             self.bundle(name, entry.digest)
         except DeliveryError:
             self._put(f"{RELEASES}/{name}/{short(entry.digest)}", bundle.unpacked())
@@ -242,6 +237,11 @@ class StorePlace(Place):
         """Let a folder appear, whole."""
         final = Path(self.store.path, folder)
         beside = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
+        try:
+            beside.mkdir(parents=True)
+        except OSError as error:
+            what = f"the folder {self.where}, where releases are to lie, cannot be made: {error.strerror}"
+            raise DeliveryError(what, fix="correct 'dags' in deploy.yaml, or make the folder there") from error
         with reaching(str(final)):
             try:
                 for path, content in files.items():

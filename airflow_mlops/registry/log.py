@@ -46,7 +46,13 @@ class AppendLog:
         return list(self._read)
 
     def _entry(self, name: str) -> Any:
-        return self.store.read_json(*self.place, name)
+        try:
+            return self.store.read_json(*self.place, name)
+        except StoreError as error:
+            if error.retryable:
+                raise
+            # Removed it would be missed as well.
+            raise StoreError(error.what, where=error.where, fix="restore it from a backup") from error
 
     def append(self, number: int, entry: dict[str, Any]) -> bool:
         """Create entry ``number`` unless somebody has; say whether it was created."""

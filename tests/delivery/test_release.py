@@ -238,6 +238,14 @@ def test_a_repository_that_changes_files_leaves_releases_as_they_are(tmp_path: P
     assert cloned.bundle("churn", bundles[0].manifest.digest) == bundles[0]
 
 
+def test_a_release_to_a_bucket_leaves_nothing_on_this_disk(
+    gcs: str, bundles: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    release(GcsPlace(f"{gcs}/dags"), bundles[0])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_pointer_in_a_bucket_is_replaced_only_if_it_is_the_one_seen(gcs: str, bundles: list[Bundle]) -> None:
     place = GcsPlace(f"{gcs}/dags")
     release(place, bundles[0])

@@ -179,7 +179,7 @@ def test_only_what_was_decided_about_has_a_digest_to_be_served_by(ledger: Ledger
 def test_a_damaged_entry_is_an_error_not_another_champion(ledger: Ledger, tmp_path: Path) -> None:
     promote(ledger, "1", None)
     (tmp_path / "store" / "ledger" / "m" / "00000001.json").write_text('{"number": 1')
-    with pytest.raises(StoreError, match="is not JSON"):
+    with pytest.raises(StoreError, match=r"is not JSON.*try: restore it from a backup"):
         ledger.champion()
 
 

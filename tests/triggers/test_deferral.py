@@ -233,6 +233,18 @@ def test_the_window_trigger_waits_for_the_data(champion: Airflow) -> None:
     assert time.monotonic() - started >= 1.0
 
 
+def test_the_first_look_comes_when_airflow_has_taken_note_of_the_deferral(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data that is there at once, and the turn that comes first."""
+    monkeypatch.setattr("airflow_mlops.triggers.window.random", lambda: 0.0)
+    monkeypatch.setattr("airflow_mlops.triggers.window.NOTED", 0.5)
+    arguments = {"store": str(tmp_path), "pipeline": "toy", "source": "x", "grain": "month", "run": "r", "window": "?"}
+    started = time.monotonic()
+    asyncio.run(asyncio.wait_for(first_event(WindowTrigger(arguments, 60.0)), 30))
+    assert 0.5 <= time.monotonic() - started < 30
+
+
 def test_the_window_trigger_leaves_an_error_to_the_worker(tmp_path: Path) -> None:
     arguments = {
         "store": str(tmp_path),
